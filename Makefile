@@ -1,0 +1,69 @@
+# Every target creates what it needs; `make` alone lists them. Python 3.11 or newer is all that must be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# jobs/ is checked as far as it holds Python.
+TYPED := pnp_batch $(wildcard jobs/*.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint types pytest wheel check-wheel format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(INSTALLED) ## create .venv with everything pinned (at once when nothing changed)
+
+# The build backend comes first and the build is not isolated, so that the pins hold for it as well.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is older than Python 3.11" >&2; \
+	  echo "hint: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt hatchling
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+demo: venv ## translate the embedded sample manifest with the embedded model
+	$(BIN)/pnp-batch demo
+
+test: lint types pytest check-wheel ## everything CI checks
+
+lint: venv ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venv ## mypy, strict
+	$(BIN)/mypy $(TYPED)
+
+pytest: venv ## the test suite: no network, no GPU
+	$(BIN)/pytest
+
+wheel: venv ## build dist/*.whl
+	rm -rf dist
+	$(BIN)/hatchling build -t wheel -d dist
+
+# The wheel must work without the checkout: only it is installed in a fresh environment outside, and tried there.
+# torch, Ray and the other dependencies would take minutes and gigabytes to install a second time for every check,
+# so the fresh environment sees them through a path entry to .venv (path entries inside .venv, such as the
+# editable install of the checkout, do not apply there). tests/test_project.py holds that every imported
+# package is a declared dependency, which this short cut could otherwise hide.
+check-wheel: wheel ## install the wheel outside the checkout and try it there
+	@set -e; there=$$(mktemp -d); trap 'rm -rf "$$there"' EXIT; \
+	$(BIN)/python -m venv --without-pip "$$there/venv"; \
+	$(PIP) --python "$$there/venv/bin/python" install --quiet --no-deps --no-index dist/*.whl; \
+	site=$$("$$there/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$site/dependencies.pth"; \
+	diff -rq -x __pycache__ pnp_batch "$$site/pnp_batch"; \
+	cd "$$there"; \
+	venv/bin/pnp-batch --help > /dev/null; \
+	venv/bin/pnp-batch methods
+
+format: venv ## let ruff format and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove caches and built packages; .venv stays
+	rm -rf dist build .mypy_cache .pytest_cache .ruff_cache
+	find pnp_batch tests jobs -name __pycache__ -type d -prune -exec rm -rf {} + 2> /dev/null || true

@@ -1,0 +1,100 @@
+"""The command line: each command reads its options and calls one function of the library.
+
+Standard output carries the answer, standard error everything else. An error is two lines,
+`error:` and `hint:`, and an exit code.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from pnp_batch import __version__
+from pnp_batch.errors import EXIT_BROKEN, EXIT_INTERRUPTED, EXIT_USAGE, JobError, did_you_mean
+
+# Command name -> module that holds it: only the module of the command asked for is imported.
+COMMANDS = {
+    "demo": "pnp_batch.cli.run",
+    "run": "pnp_batch.cli.run",
+    "plan": "pnp_batch.cli.plan",
+    "validate": "pnp_batch.cli.look",
+    "retry": "pnp_batch.cli.run",
+    "status": "pnp_batch.cli.look",
+    "methods": "pnp_batch.cli.look",
+    "doctor": "pnp_batch.cli.look",
+}
+
+
+class Commands(click.Group):
+    """Finds commands by name and imports them when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(COMMANDS[cmd_name])
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but an unknown command names the nearest known one."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"no command {args[0]!r}; {did_you_mean(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pnp-batch")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+def cli() -> None:
+    """Translate image datasets with text: Plug-and-Play diffusion features on Ray Data.
+
+    Start with `pnp-batch demo`, then `pnp-batch run MANIFEST --output URI`.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with the code of `docs/cli.md`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_run(given, debug="--debug" in given))
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
+    try:
+        code = cli.main(arguments, prog_name="pnp-batch", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return EXIT_USAGE
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "pnp-batch"
+        return _tell(error.format_message(), f"see {where} --help", EXIT_USAGE)
+    except click.ClickException as error:
+        return _tell(error.format_message(), "see pnp-batch --help", EXIT_BROKEN)
+    except (KeyboardInterrupt, click.Abort):
+        return _tell("interrupted", "run the same command again to go on", EXIT_INTERRUPTED)
+    except JobError as error:
+        if debug:
+            traceback.print_exc()
+        return _tell(str(error), error.hint or "see pnp-batch --help", error.exit_code)
+    except Exception as error:  # noqa: BLE001 - no traceback reaches a user who did not ask for one
+        if debug:
+            traceback.print_exc()
+        told = " ".join(str(error).split())
+        hint = "run it again with --debug and report what it shows"
+        return _tell(f"{type(error).__name__}: {told}", hint, EXIT_BROKEN)
+    return code if isinstance(code, int) else 0
+
+
+def _tell(message: str, hint: str, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}\nhint: {' '.join(hint.split())}", err=True)
+    return code

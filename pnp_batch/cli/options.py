@@ -1,0 +1,82 @@
+"""Options that several commands share, made from the fields of `RunConfig`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from pnp_batch import config
+from pnp_batch.config import OPTIONS, Option, RunConfig
+from pnp_batch.errors import InvalidConfig
+from pnp_batch.storage import Storage
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def common(command: F) -> F:
+    """`--json` and `--debug`, which every command takes."""
+    command = click.option(
+        "--debug", is_flag=True, expose_value=False, help="Show tracebacks."
+    )(command)
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
+    )(command)
+
+
+def job(command: F) -> F:
+    """Every option of `run`, and `--config`. The command gets them as one `given` mapping."""
+    for name, option in reversed(OPTIONS.items()):
+        command = _flag(name, option)(command)
+    command = click.option(
+        "--config", "config_file", metavar="FILE.yaml", help="Read options from a job file."
+    )(command)
+    command = click.option("--output", metavar="URI", help="Where images and results go.")(command)
+    return click.argument("manifest", required=False)(command)
+
+
+def _flag(name: str, option: Option) -> Callable[[F], F]:
+    default = config.default_of(name)
+    shown = "" if default in (None, "", ()) else f"  [default: {default}]"
+    return click.option(
+        config.flag(name),
+        name,
+        type=_type(option),
+        metavar=option.metavar or None,
+        multiple=isinstance(default, tuple),
+        default=None,
+        help=option.help[0].upper() + option.help[1:] + "." + shown,
+    )
+
+
+def _type(option: Option) -> click.ParamType[Any]:
+    if option.choices:
+        return click.Choice(option.choices)
+    if option.type is int:
+        low, high = (None if b is None else int(b) for b in (option.low, option.high))
+        return click.IntRange(low, high)
+    if option.type is float:
+        return click.FloatRange(option.low, option.high)
+    return click.STRING
+
+
+def configured(given: Mapping[str, Any]) -> RunConfig:
+    """The configuration from what the command line gave. Flags beat environment beats file."""
+    values = dict(given)
+    path = values.pop("config_file", None)
+    flags = {name: value for name, value in values.items() if value not in (None, ())}
+    file: dict[str, Any] = {}
+    if path:
+        folder, _, name = path.rpartition("/")
+        data = Storage(folder or ("/" if path.startswith("/") else ".")).read_if_there(name)
+        if data is None:
+            raise InvalidConfig(f"{path}: no such file", "check --config")
+        file = config.read_file(data.decode("utf-8", "replace"), path)
+    return config.build(flags, file)
+
+
+def answer(text: str, body: Mapping[str, Any], *, as_json: bool) -> None:
+    """Prints a command's answer on standard output, for people or as one JSON object."""
+    click.echo(json.dumps(body, ensure_ascii=False, default=str) if as_json else text)

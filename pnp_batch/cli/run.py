@@ -1,0 +1,108 @@
+"""`run`, `retry` and `demo`: the commands that translate."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from pnp_batch import config, record
+from pnp_batch.cli.options import answer, common, configured, job
+from pnp_batch.errors import EXIT_INTERRUPTED, EXIT_TOO_MANY_FAILED, InvalidConfig
+from pnp_batch.storage import Storage
+
+
+@click.command()
+@job
+@common
+def run(as_json: bool, **given: Any) -> int:
+    """Translate the rows of MANIFEST; run again, it does only what is missing."""
+    return _translate(configured(given), as_json=as_json)
+
+
+@click.command()
+@click.argument("output", metavar="URI")
+@common
+def retry(output: str, as_json: bool) -> int:
+    """Run the failed rows of the output at URI again, with the same job."""
+    there = record.read(Storage(output))
+    if there is None:
+        raise InvalidConfig(f"{output} holds no run.json", "give the --output of an earlier run")
+    settings = {**there.config, "output": output}
+    return _translate(config.RunConfig(**settings), as_json=as_json, only_failed=True)
+
+
+@click.command()
+@click.option("--output", default="pnp-batch-demo", show_default=True, help="Where it writes.")
+@common
+def demo(output: str, as_json: bool) -> int:
+    """Translate eight embedded pictures with the embedded model, and show them."""
+    from pnp_batch.demo import demo_config
+    from pnp_batch.report.sheet import write_sheet
+
+    job_config = demo_config(output)
+    code = _translate(job_config, as_json=as_json, next_command=not as_json)
+    if code == 0:
+        sheet = write_sheet(job_config)
+        click.echo(f"look at {sheet}", err=as_json)
+    return code
+
+
+def _translate(
+    job_config: config.RunConfig,
+    *,
+    as_json: bool,
+    only_failed: bool = False,
+    next_command: bool = True,
+) -> int:
+    from pnp_batch import pipeline, progress
+
+    with progress.shown() as listener:
+        result = pipeline.run(job_config, listener, only_failed=only_failed)
+    body = {
+        "output": result.output,
+        "state": result.state,
+        "exit_code": result.exit_code,
+        "rows": result.total,
+        "done": result.summary.done,
+        "failed": result.summary.failed,
+        "rows_this_run": result.progress.session_done,
+        "inversions_made": result.progress.inverted,
+        "inversions_cached": result.progress.cached,
+        "seconds": round(result.progress.seconds, 3),
+        "errors": [asdict(failure) for failure in result.summary.failures],
+    }
+    answer(_told(result, next_command), body, as_json=as_json)
+    if result.exit_code == EXIT_INTERRUPTED:
+        click.echo("error: interrupted, what was in flight is recorded", err=True)
+        again = shlex.join(["pnp-batch", *sys.argv[1:]])
+        click.echo(f"hint: to go on, run: {again}", err=True)
+    if result.exit_code == EXIT_TOO_MANY_FAILED:
+        share = f"{result.summary.failed} of {result.total} rows failed"
+        click.echo(f"error: {share}, more than --max-failed {job_config.max_failed:g}", err=True)
+        click.echo(f"hint: mend them, then: pnp-batch retry {shlex.quote(result.output)}", err=True)
+    return int(result.exit_code)
+
+
+def _told(result: Any, next_command: bool) -> str:  # noqa: ANN401 - RunResult, imported late
+    from pnp_batch.progress import duration
+
+    summary, progress = result.summary, result.progress
+    missing = result.total - summary.done - summary.failed
+    lines = [
+        f"{summary.done} rows done, {summary.failed} failed, {missing} missing"
+        f" of {result.total}: {result.output}",
+        f"this run: {progress.session_done} rows in {duration(progress.seconds)},"
+        f" {progress.inverted} inversions made, {progress.cached} cached",
+    ]
+    for failure in summary.failures:
+        lines.append(f"  {failure.count} x {failure.error_type}, such as row {failure.row_id!r}:")
+        lines.append(f"    {failure.message}")
+    if next_command and summary.failed:
+        lines.append(f"next: pnp-batch retry {shlex.quote(result.output)}")
+    elif next_command:
+        lines.append(f"next: pnp-batch status {shlex.quote(result.output)}")
+    return "\n".join(lines)

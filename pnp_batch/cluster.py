@@ -1,0 +1,111 @@
+"""Ray: a private local instance or an existing cluster, for the length of a `with` block."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Ray reads these when it is imported. A private instance then binds every socket to loopback.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray's C++ layer reports as errors what its own retries mend; what matters arrives as exceptions.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# Threads that spin while they wait cost actors on a busy machine most of their time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import ray
+from ray.data import DataContext
+
+from pnp_batch.errors import JobError
+
+OBJECT_STORE_BYTES = 512 * 2**20
+ACTOR_INIT_DEATHS = 3
+
+
+class ClusterUnavailable(JobError):
+    """No Ray to run on."""
+
+
+@contextmanager
+def connected(address: str | None, workers: int | None = None) -> Iterator[None]:
+    """Connects to a cluster, or starts a private local one that is gone afterwards.
+
+    Args:
+        address: of an existing cluster, None for a private local one.
+        workers: actors that the private one must have room for.
+
+    Raises:
+        ClusterUnavailable: it cannot be reached or started.
+    """
+    if ray.is_initialized():  # the caller's own: used as it is, and left as it is
+        _quiet()
+        yield
+        return
+    folder = None if address else tempfile.mkdtemp(prefix="pnp-")
+    try:
+        try:
+            with _without_native_stderr():
+                _start(address, folder, workers or 1)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            where = f"the Ray cluster at {address}" if address else "a local Ray"
+            raise ClusterUnavailable(
+                f"cannot connect to {where}: {str(error).splitlines()[0]}",
+                "check the address with `ray status --address ADDR`" if address else
+                "check free memory and disk with `pnp-batch doctor`",
+            ) from error
+        _quiet()
+        yield
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(address: str | None, folder: str | None, workers: int) -> None:
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    ray.init(
+        address="local",
+        # Loading and writing need CPUs of their own beside the actors, or the graph may starve.
+        num_cpus=max(os.cpu_count() or 1, workers + 3),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+        _temp_dir=folder,
+    )
+
+
+@contextmanager
+def _without_native_stderr() -> Iterator[None]:
+    """Keeps what C++ writes at start-up, such as the log level it was given, off the terminal."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _quiet() -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_consecutive_actor_init_deaths = ACTOR_INIT_DEATHS
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+def gpus() -> float:
+    """GPUs of the connected cluster."""
+    return float(ray.cluster_resources().get("GPU", 0.0))

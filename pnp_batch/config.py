@@ -1,0 +1,278 @@
+"""The configuration of a job: one frozen dataclass, from defaults, file, environment and flags.
+
+In: a YAML file, `PNP_BATCH_*` variables, flags. Out: a validated `RunConfig`, whose fields are at
+once the Python API, the keys of a configuration file and the options of `pnp-batch run`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from typing import Any
+
+import yaml
+
+from pnp_batch.errors import InvalidConfig, WrongUsage, did_you_mean
+
+ENV_PREFIX = "PNP_BATCH_"
+FITS = ("crop", "stretch", "pad")
+IMAGE_FORMATS = ("png", "jpg", "webp")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Option:
+    """How one field of `RunConfig` looks to a user, and which values it takes."""
+
+    help: str
+    type: type = str
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    shapes: bool = False  # part of the fingerprint: another value gives another picture
+
+
+def _option(default: Any, help: str, **more: Any) -> Any:  # noqa: ANN401 - dataclass field
+    return field(default=default, metadata={"option": Option(help, **more)})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One job. Raises `InvalidConfig` when a value is out of range or two do not fit together."""
+
+    manifest: str
+    output: str
+    model: str = _option("demo", "`demo`, a diffusers directory, or a hub id", metavar="NAME_OR_DIR")
+    revision: str | None = _option(None, "revision of a hub model")
+    method: str = _option("pnp", "translation method, see `pnp-batch methods`", shapes=True)
+    steps: int = _option(50, "sampling steps", type=int, low=1, high=1000, shapes=True)
+    inversion_steps: int | None = _option(
+        None,
+        "inversion steps, a multiple of --steps (default: as many)",
+        type=int,
+        low=1,
+        high=1000,
+        shapes=True,
+    )
+    guidance_scale: float = _option(
+        7.5, "classifier-free guidance", type=float, low=0.0, high=1000.0, shapes=True
+    )
+    negative_prompt: str = _option("", "what the pictures should not show", shapes=True)
+    pnp_f_t: float = _option(
+        0.8,
+        "share of the first sampling steps with feature injection; 0 switches it off",
+        type=float,
+        low=0.0,
+        high=1.0,
+        shapes=True,
+    )
+    pnp_attn_t: float = _option(
+        0.5,
+        "share of the first sampling steps with self-attention injection; 0 switches it off",
+        type=float,
+        low=0.0,
+        high=1.0,
+        shapes=True,
+    )
+    resolution: int | None = _option(
+        None,
+        "side of the square working image (default: the model's own)",
+        type=int,
+        low=8,
+        high=4096,
+        shapes=True,
+    )
+    fit: str = _option("crop", "how an image becomes square", choices=FITS, shapes=True)
+    cache: str | None = _option(None, "latent cache (default: OUTPUT/latents)", metavar="URI")
+    image_format: str = _option(
+        "png", "format of the written images", choices=IMAGE_FORMATS, shapes=True
+    )
+    workers: int | None = _option(
+        None, "actors that each hold the model (default: one per GPU)", type=int, low=1
+    )
+    gpus_per_worker: float | None = _option(
+        None, "GPU share of an actor (default: 1 where there are GPUs)", type=float, low=0.0
+    )
+    batch_size: int | None = _option(
+        None, "rows per UNet batch (default: by device)", type=int, low=1, high=1024
+    )
+    device: str = _option("auto", "where the model runs", choices=DEVICES, shapes=True)
+    dtype: str = _option(
+        "auto",
+        "float32 on CPU, bfloat16 on CUDA where it has it",
+        choices=DTYPES,
+        shapes=True,
+    )
+    limit: int | None = _option(None, "only the first N rows", type=int, low=1)
+    seed: int = _option(0, "seed of the job", type=int, shapes=True)
+    max_failed: float = _option(
+        1.0,
+        "share of failed rows beyond which the run stops early, exit code 3",
+        type=float,
+        low=0.0,
+        high=1.0,
+    )
+    allow_root: tuple[str, ...] = _option(
+        (), "further local folder that image paths may lie in (repeatable)", metavar="DIR"
+    )
+    allow_host: tuple[str, ...] = _option(
+        (), "host that http(s) image URIs may name (repeatable)", metavar="HOST"
+    )
+    max_image_mib: float = _option(
+        64.0, "largest encoded image that is read, MiB", type=float, low=0.001
+    )
+    max_image_mpixels: float = _option(
+        50.0, "largest image that is decoded, megapixels", type=float, low=0.0001
+    )
+    read_timeout: float = _option(
+        10.0, "longest time that reading one image may take, seconds", type=float, low=0.1
+    )
+    address: str | None = _option(
+        None, "an existing Ray cluster (default: a private local one)", metavar="ADDR"
+    )
+
+    def __post_init__(self) -> None:
+        """Brings lists to tuples and refuses what no job can run with."""
+        for name, option in OPTIONS.items():
+            value = getattr(self, name)
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, name, value)
+            if value is not None:
+                _check(name, option, value)
+        if self.inversion_steps is not None and self.inversion_steps % self.steps:
+            raise InvalidConfig(
+                f"inversion_steps is {self.inversion_steps}, not a multiple of steps, {self.steps}",
+                f"use --inversion-steps {max(1, self.inversion_steps // self.steps) * self.steps}",
+            )
+
+    @property
+    def inversion(self) -> int:
+        """Inversion steps, resolved."""
+        return self.inversion_steps or self.steps
+
+    @property
+    def cache_uri(self) -> str:
+        """Where the latent cache lies."""
+        return self.cache or f"{self.output.rstrip('/')}/latents"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field as JSON holds it."""
+        return {
+            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()
+        }
+
+
+def _named(option_field: Field[Any]) -> tuple[str, Option]:
+    option: Option = option_field.metadata["option"]
+    return option_field.name, option
+
+
+def _check(name: str, option: Option, value: Any) -> None:  # noqa: ANN401
+    repeatable = isinstance(value, tuple)
+    right = (int, float) if option.type is float else option.type
+    for part in value if repeatable else (value,):
+        if not isinstance(part, right) or isinstance(part, bool):
+            wanted = option.type.__name__
+            raise InvalidConfig(f"{name}: expected {wanted}, got {part!r}", f"see {flag(name)}")
+    if repeatable:
+        return
+    if option.choices and value not in option.choices:
+        raise InvalidConfig(f"{name}: unknown value {value!r}", did_you_mean(value, option.choices))
+    inside = (option.low is None or value >= option.low) and (
+        option.high is None or value <= option.high
+    )
+    if not inside:
+        low, high = (("" if b is None else f"{b:g}") for b in (option.low, option.high))
+        raise InvalidConfig(f"{name}: {value!r} is outside {low}..{high}", f"see {flag(name)}")
+
+
+OPTIONS: dict[str, Option] = dict(
+    _named(f) for f in fields(RunConfig) if f.default is not MISSING
+)
+SHAPING = tuple(name for name, option in OPTIONS.items() if option.shapes)
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field: `pnp_f_t` is `--pnp-f-t`."""
+    return "--" + name.replace("_", "-")
+
+
+def default_of(name: str) -> Any:  # noqa: ANN401 - the type is the field's
+    """The default of a field of `RunConfig`."""
+    return next(f.default for f in fields(RunConfig) if f.name == name)
+
+
+def read_file(text: str, path: str) -> dict[str, Any]:
+    """Parses a YAML job file. Raises `InvalidConfig` that names the file and an unknown key."""
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise InvalidConfig(f"{path}{line}: not valid YAML", "mend the file") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, Mapping):
+        raise InvalidConfig(f"{path}: expected `key: value` lines", "see `pnp-batch run --help`")
+    known = {f.name for f in fields(RunConfig)}
+    for key in loaded:
+        if key not in known:
+            raise InvalidConfig(f"{path}: unknown key {key!r}", did_you_mean(str(key), known))
+    return dict(loaded)
+
+
+def read_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The fields set by `PNP_BATCH_*` variables, such as `PNP_BATCH_STEPS=20`."""
+    found: dict[str, Any] = {}
+    environ = os.environ if environ is None else environ
+    for name, option in OPTIONS.items():
+        text = environ.get(ENV_PREFIX + name.upper())
+        if text is None:
+            continue
+        if isinstance(default_of(name), tuple):
+            found[name] = tuple(part for part in text.split(",") if part)
+            continue
+        try:
+            found[name] = option.type(text)
+        except ValueError as error:
+            raise InvalidConfig(
+                f"{ENV_PREFIX}{name.upper()}={text!r}: expected {option.type.__name__}",
+                f"unset it, or see {flag(name)}",
+            ) from error
+    return found
+
+
+def build(
+    flags: Mapping[str, Any],
+    file: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> RunConfig:
+    """Merges defaults < file < environment < flags. `flags` holds only what was given."""
+    merged = {**(file or {}), **read_environment(environ), **flags}
+    for name, what in (("manifest", "a MANIFEST"), ("output", "--output URI")):
+        if not isinstance(merged.get(name), str) or not merged[name]:
+            raise WrongUsage(f"{what} is missing", "pnp-batch run MANIFEST --output URI")
+    return RunConfig(**merged)
+
+
+def shaping(config: RunConfig) -> dict[str, Any]:
+    """The settings that shape a picture, resolved where that needs no model."""
+    values = {name: getattr(config, name) for name in SHAPING}
+    return {**values, "inversion_steps": config.inversion}
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """A short hash of the settings that shape a picture (and of the model's digest)."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def with_values(config: RunConfig, **values: Any) -> RunConfig:  # noqa: ANN401
+    """A copy of `config` with some fields replaced, validated again."""
+    return replace(config, **values)

@@ -1,0 +1,123 @@
+"""Injection: carries features and self-attention from guidance rows to translated rows.
+
+`injected(sites)` installs forward hooks for the length of a `with` block. Inside it a UNet
+evaluation is run either through `Injection.guidance`, which keeps what the scheduled sites
+compute and stops right after the last of them, or through `Injection.translated`, in which those
+sites hand out what was kept instead of computing it (Tumanyan et al., CVPR 2023, eq. 4 and 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pnp_batch.diffusion.sites import Sites
+from pnp_batch.errors import InvalidModel
+
+
+class InjectionNotFired(InvalidModel):
+    """A scheduled site was not met exactly once: the picture would silently be something else."""
+
+
+class _Complete(Exception):  # noqa: N818 - not an error: all sites have been kept
+    """Ends a guidance evaluation once every scheduled site has been kept."""
+
+
+@contextmanager
+def injected(sites: Sites) -> Iterator[Injection]:
+    """Installs the hooks of `sites` and always removes them, also after an exception."""
+    injection = Injection(sites)
+    with ExitStack() as stack:
+        for handle in injection.install():
+            stack.callback(handle.remove)
+        yield injection
+
+
+class Injection:
+    """The state shared by the hooks of one UNet: what is scheduled, kept, and handed out."""
+
+    def __init__(self, sites: Sites) -> None:
+        self._sites = sites
+        self._feature = frozenset({sites.feature.conv2})
+        self._attention = frozenset(
+            projection for module in sites.attention for projection in (module.to_q, module.to_k)
+        )
+        self._scheduled: frozenset[nn.Module] = frozenset()
+        self._kept: dict[nn.Module, torch.Tensor] = {}
+        self._owner: torch.Tensor | None = None
+        self._fired: list[nn.Module] = []
+
+    def install(self) -> Iterator[Any]:
+        """Registers the hooks, yielding their handles."""
+        # The residual branch of an injected block is not computed at all: its inputs are emptied,
+        # and its last convolution hands out the guidance rows' output.
+        block = self._sites.feature
+        yield block.norm1.register_forward_pre_hook(self._empty(block.conv2))
+        yield block.time_emb_proj.register_forward_pre_hook(self._empty(block.conv2))
+        yield block.conv2.register_forward_hook(self._hand_over)
+        for projection in self._attention:
+            yield projection.register_forward_pre_hook(self._empty(projection))
+            yield projection.register_forward_hook(self._hand_over)
+
+    def guidance(self, evaluate: Callable[[], Any], *, features: bool, attention: bool) -> None:
+        """Runs a guidance evaluation up to its last scheduled site, keeping what they compute.
+
+        Raises:
+            InjectionNotFired: a scheduled site was not met.
+        """
+        self._scheduled = (self._feature if features else frozenset()) | (
+            self._attention if attention else frozenset()
+        )
+        self._kept, self._owner, self._fired = {}, None, []
+        if not self._scheduled:
+            return
+        try:
+            evaluate()
+        except _Complete:
+            return
+        self._refuse("was not met in the guidance branch")
+
+    def translated(self, evaluate: Callable[[], torch.Tensor], owner: torch.Tensor) -> torch.Tensor:
+        """Runs an evaluation whose row r is injected from guidance row `owner[r]`.
+
+        Raises:
+            InjectionNotFired: a scheduled site was not met exactly once.
+        """
+        self._owner, self._fired = owner, []
+        try:
+            output = evaluate()
+        finally:
+            self._owner = None
+        if len(self._fired) != len(self._scheduled) or set(self._fired) != self._scheduled:
+            self._refuse("was not met exactly once in the translated branches")
+        return output
+
+    def _empty(self, site: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+        def drop_rows(module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ANN401 - hook
+            if self._owner is None or site not in self._scheduled:
+                return None
+            return (args[0][:0], *args[1:])
+
+        return drop_rows
+
+    def _hand_over(self, site: nn.Module, args: Any, output: torch.Tensor) -> Any:  # noqa: ANN401
+        if site not in self._scheduled:
+            return None
+        if self._owner is not None:
+            self._fired.append(site)
+            return self._kept[site].index_select(0, self._owner)
+        self._kept[site] = output
+        if len(self._kept) == len(self._scheduled):
+            raise _Complete
+        return None
+
+    def _refuse(self, what: str) -> None:
+        missed = len(self._scheduled) - len(set(self._fired) | set(self._kept))
+        raise InjectionNotFired(
+            f"an injection site {what} ({missed} of {len(self._scheduled)} never fired): "
+            "this UNet or this version of diffusers computes them in another way"
+        )

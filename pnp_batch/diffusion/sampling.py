@@ -1,0 +1,122 @@
+"""Sampling: noise latents in, image latents out, plain or with Plug-and-Play injection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pnp_batch.diffusion.injection import injected
+from pnp_batch.diffusion.schedule import Schedule, move, predicted
+from pnp_batch.diffusion.unet import UNet
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The guidance images of a batch: G trajectories, and which of them each row follows.
+
+    Attributes:
+        trajectory: latents at the sampling timesteps, float32 (steps, G, C, h, w).
+        text: embeddings of the prompts they were inverted or generated with, (G, tokens, D).
+        owner: for each of the N rows the index of its guidance image, int64 (N,).
+    """
+
+    trajectory: torch.Tensor
+    text: torch.Tensor
+    owner: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What the N rows of a batch ask for.
+
+    Attributes:
+        target, negative: text embeddings, (N, tokens, D) each.
+        scale: strength of the classifier-free guidance, float32 (N,).
+    """
+
+    target: torch.Tensor
+    negative: torch.Tensor
+    scale: torch.Tensor
+
+    @property
+    def both(self) -> torch.Tensor:
+        """The negative rows, then the target rows: (2N, tokens, D)."""
+        return torch.cat([self.negative, self.target])
+
+    def combine(self, output: torch.Tensor) -> torch.Tensor:
+        """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598) of a (2N, ...) output."""
+        negative, target = output.chunk(2)
+        return negative + self.scale.view(-1, 1, 1, 1) * (target - negative)
+
+
+@torch.inference_mode()
+def reconstruct(unet: UNet, x: torch.Tensor, text: torch.Tensor, schedule: Schedule) -> torch.Tensor:
+    """Samples from x_T (B, C, h, w) with one prompt a row and no guidance; returns x0."""
+    for index, t in enumerate(schedule.timesteps):
+        x = _step(unet(x, t, text), x, schedule, index)
+    return x
+
+
+@torch.inference_mode()
+def generate(
+    unet: UNet, x: torch.Tensor, prompts: Prompts, schedule: Schedule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples from x_T (N, C, h, w) with classifier-free guidance.
+
+    Returns:
+        x0, and the latents met at each sampling timestep, (steps, N, C, h, w).
+    """
+    met = []
+    for index, t in enumerate(schedule.timesteps):
+        met.append(x)
+        output = unet(torch.cat([x, x]), t, prompts.both)
+        x = _step(prompts.combine(output), x, schedule, index)
+    return x, torch.stack(met)
+
+
+@torch.inference_mode()
+def translate(
+    unet: UNet,
+    guidance: Guidance,
+    prompts: Prompts,
+    schedule: Schedule,
+    *,
+    feature_steps: int,
+    attention_steps: int,
+) -> torch.Tensor:
+    """Plug-and-Play translation (Tumanyan et al., CVPR 2023, algorithm 1).
+
+    Starts every row from its guidance image's x_T. While injection lasts, each step first runs
+    the guidance images' own latents of that timestep through the UNet, as far as the last site
+    that is needed, and then the negative and target branches of all rows with the guidance
+    images' features (first `feature_steps` steps) and queries and keys (first `attention_steps`).
+
+    Returns:
+        The translated latents x0, (N, C, h, w).
+
+    Raises:
+        InjectionNotFired: a scheduled site was not met.
+    """
+    x = guidance.trajectory[0].index_select(0, guidance.owner)
+    text = prompts.both
+    owner = torch.cat([guidance.owner, guidance.owner])
+    with injected(unet.sites) as injection:
+        for index, t in enumerate(schedule.timesteps):
+            source = guidance.trajectory[index]
+            injection.guidance(
+                lambda source=source, t=t: unet(source, t, guidance.text),
+                features=index < feature_steps,
+                attention=index < attention_steps,
+            )
+            both = torch.cat([x, x])
+            output = injection.translated(lambda both=both, t=t: unet(both, t, text), owner)
+            x = _step(prompts.combine(output), x, schedule, index)
+    return x
+
+
+def _step(output: torch.Tensor, x: torch.Tensor, schedule: Schedule, index: int) -> torch.Tensor:
+    """One DDIM step down, from timestep `index` of the sampling to the one below it."""
+    t, s = schedule.timesteps[index], schedule.below(index)
+    x0, eps = predicted(output, x, schedule.level(t), schedule.prediction)
+    return move(x0, eps, schedule.level(s))

@@ -1,0 +1,111 @@
+"""DDIM's schedule and its steps, as pure functions (Song et al., arXiv 2010.02502, eq. 12).
+
+In: a model's own scheduler configuration. Out: `Schedule`, an explicit list of timesteps with
+`alpha_bar` at each, and `predicted` / `move`, the two halves of every DDIM step in either
+direction. Latents are float32 of shape (B, C, h, w) whatever the UNet computes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+
+from pnp_batch.errors import InvalidConfig, InvalidModel
+
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Sampling timesteps in descending order and the noise level of every timestep.
+
+    Attributes:
+        timesteps: the sampling timesteps, descending (SD, 50 steps: 981, 961, ..., 1).
+        alpha_bar: cumulative product of alphas, one per training timestep.
+        final_alpha_bar: the level below the last timestep.
+        prediction: what the UNet's output means, `epsilon` or `v_prediction`.
+    """
+
+    timesteps: tuple[int, ...]
+    alpha_bar: tuple[float, ...]
+    final_alpha_bar: float
+    prediction: str
+
+    @property
+    def steps(self) -> int:
+        """Number of sampling steps."""
+        return len(self.timesteps)
+
+    def level(self, t: int | None) -> float:
+        """alpha_bar at a timestep; None is the level below the last one, that of the image."""
+        return self.final_alpha_bar if t is None else self.alpha_bar[t]
+
+    def below(self, index: int) -> int | None:
+        """The timestep that step `index` of the sampling arrives at."""
+        return self.timesteps[index + 1] if index + 1 < self.steps else None
+
+    def ascending(self, inversion_steps: int) -> list[tuple[int | None, int]]:
+        """The steps (s, t) of an inversion, from the image up to the noisiest timestep.
+
+        Every interval between two sampling timesteps is divided into `inversion_steps / steps`
+        parts, so that each sampling timestep is met exactly.
+        """
+        parts = inversion_steps // self.steps
+        rising = self.timesteps[::-1]
+        marks = [rising[0]]
+        for low, high in zip(rising, rising[1:], strict=False):
+            marks += [low + round((high - low) * k / parts) for k in range(1, parts + 1)]
+        if len(set(marks)) != len(marks):
+            raise InvalidConfig(
+                f"inversion_steps {inversion_steps} asks for more timesteps than the model has",
+                "use fewer --inversion-steps",
+            )
+        return list(zip([None, *marks[:-1]], marks, strict=True))
+
+
+def make_schedule(scheduler_config: Mapping[str, Any], steps: int) -> Schedule:
+    """Reads the schedule out of a model's scheduler configuration.
+
+    Raises:
+        InvalidModel: the model predicts neither noise nor velocity.
+        InvalidConfig: more steps than the model was trained with.
+    """
+    prediction = str(scheduler_config.get("prediction_type", "epsilon"))
+    if prediction not in PREDICTIONS:
+        raise InvalidModel(
+            f"the model predicts {prediction!r}; DDIM inversion here needs one of {PREDICTIONS}",
+            "use a Stable Diffusion 1.x or 2.x model",
+        )
+    # diffusers' scheduler owns every spacing rule (leading, trailing, offsets, zero terminal SNR).
+    scheduler = DDIMScheduler.from_config(dict(scheduler_config))
+    if steps > scheduler.config.num_train_timesteps:
+        raise InvalidConfig(
+            f"steps is {steps}, but the model knows {scheduler.config.num_train_timesteps}",
+            "use fewer --steps",
+        )
+    scheduler.set_timesteps(steps)
+    return Schedule(
+        timesteps=tuple(int(t) for t in scheduler.timesteps),
+        alpha_bar=tuple(scheduler.alphas_cumprod.double().tolist()),
+        final_alpha_bar=float(scheduler.final_alpha_cumprod),
+        prediction=prediction,
+    )
+
+
+def predicted(
+    output: torch.Tensor, x: torch.Tensor, alpha_bar: float, prediction: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Splits a UNet output at `x` of noise level `alpha_bar` into (x0, eps)."""
+    signal, noise = alpha_bar**0.5, (1.0 - alpha_bar) ** 0.5
+    if prediction == "v_prediction":
+        return signal * x - noise * output, signal * output + noise * x
+    return (x - noise * output) / signal, output
+
+
+def move(x0: torch.Tensor, eps: torch.Tensor, alpha_bar: float) -> torch.Tensor:
+    """The latent at noise level `alpha_bar` on the deterministic DDIM path through (x0, eps)."""
+    return alpha_bar**0.5 * x0 + (1.0 - alpha_bar) ** 0.5 * eps

@@ -1,0 +1,68 @@
+"""Where Plug-and-Play reads and writes in a UNet: decoder layer 4, and self-attention 4 to 11.
+
+In: a diffusers UNet of the Stable Diffusion 1.x or 2.x layout. Out: `Sites`. The decoder's layers
+are numbered through its four up blocks of three layers each (Tumanyan et al., section 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pnp_batch.errors import InvalidModel
+
+LAYERS_PER_BLOCK = 3
+FEATURE_LAYER = 4
+ATTENTION_LAYERS = tuple(range(4, 12))
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The modules of one UNet that injection touches.
+
+    Attributes:
+        feature: the residual block whose residual branch carries the features.
+        attention: the self-attention modules whose queries and keys are shared.
+    """
+
+    feature: nn.Module
+    attention: tuple[nn.Module, ...]
+
+
+def find_sites(unet: nn.Module) -> Sites:
+    """Resolves the sites from the UNet's structure.
+
+    Raises:
+        InvalidModel: the UNet lacks a site; the message names the layer.
+    """
+    return Sites(
+        feature=_layer(unet, "resnets", FEATURE_LAYER),
+        attention=tuple(_self_attention(unet, layer) for layer in ATTENTION_LAYERS),
+    )
+
+
+def _layer(unet: nn.Module, kind: str, layer: int) -> nn.Module:
+    block, index = divmod(layer, LAYERS_PER_BLOCK)
+    blocks: Any = getattr(unet, "up_blocks", ())
+    layers: Any = getattr(blocks[block], kind, ()) if block < len(blocks) else ()
+    if index >= len(layers):
+        raise InvalidModel(
+            f"the UNet has no up_blocks[{block}].{kind}[{index}] (decoder layer {layer}), "
+            "which Plug-and-Play injects into",
+            "use a Stable Diffusion 1.x or 2.x model",
+        )
+    found: nn.Module = layers[index]
+    return found
+
+
+def _self_attention(unet: nn.Module, layer: int) -> nn.Module:
+    transformer: Any = _layer(unet, "attentions", layer)
+    attention: nn.Module = transformer.transformer_blocks[0].attn1
+    if getattr(attention, "fused_projections", False):
+        raise InvalidModel(
+            f"decoder layer {layer} has fused q, k, v projections, which hide its queries and keys",
+            "call unet.unfuse_qkv_projections() first",
+        )
+    return attention

@@ -1,0 +1,89 @@
+"""The latent cache: one inversion's trajectory a file, found by everything that shaped it.
+
+In: a key and a trajectory. Out: the same trajectory, or None. An entry carries a digest of its
+own bytes; one that is torn, rotten or foreign is a miss and gets replaced, never trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from pnp_batch.storage import Storage
+
+FORMAT = "pnp-batch-latents-1"
+TENSOR = "trajectory"
+logger = logging.getLogger(__name__)
+
+
+def latents_key(
+    *,
+    pixels: str,
+    model: str,
+    steps: int,
+    inversion_steps: int,
+    prompt: str,
+    resolution: int,
+    dtype: str,
+) -> str:
+    """The name of an inversion: a hash of everything that shapes it.
+
+    Args:
+        pixels: sha256 of the prepared RGB pixels.
+        model: digest of the model, which covers its schedule.
+        steps: sampling steps, whose timesteps are kept.
+        inversion_steps: steps of the inversion.
+        prompt: what the image was inverted with.
+        resolution: side of the working image.
+        dtype: what the UNet computed in.
+    """
+    parts = [FORMAT, pixels, model, steps, inversion_steps, prompt, resolution, dtype]
+    return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class LatentCache:
+    """A folder of trajectories that any number of jobs may share at the same time."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    @staticmethod
+    def name(key: str) -> str:
+        """The file of an entry, relative to the cache."""
+        return f"{key[:2]}/{key}.safetensors"
+
+    def has(self, key: str) -> bool:
+        """True when there is an entry, sound or not."""
+        return self.storage.exists(self.name(key))
+
+    def get(self, key: str) -> np.ndarray | None:
+        """The trajectory (steps, C, h, w) of a key, or None when there is none to be trusted."""
+        data = self.storage.read_if_there(self.name(key))
+        if data is None:
+            return None
+        try:
+            trajectory = load(data)[TENSOR]
+            meta = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            sound = meta == _metadata(key, trajectory)
+        except (SafetensorError, KeyError, ValueError, TypeError):
+            sound = False
+        if not sound:
+            logger.warning("latent cache entry %s is damaged or foreign: inverting again", key)
+            return None
+        return trajectory
+
+    def put(self, key: str, trajectory: np.ndarray) -> None:
+        """Writes an entry whole, replacing whatever was there; equal keys have equal content."""
+        entry = np.ascontiguousarray(trajectory)
+        self.storage.write(self.name(key), save({TENSOR: entry}, _metadata(key, entry)))
+
+
+def _metadata(key: str, trajectory: np.ndarray) -> dict[str, str]:
+    digest = hashlib.sha256(f"{trajectory.dtype}{trajectory.shape}".encode())
+    digest.update(np.ascontiguousarray(trajectory).data)
+    return {"format": FORMAT, "key": key, "sha256": digest.hexdigest()}

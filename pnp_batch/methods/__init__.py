@@ -1,0 +1,49 @@
+"""The translation methods, by name: those of the package and those of installed plug-ins.
+
+A plug-in names a subclass of `Method` in its entry-point group `pnp_batch.methods`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+
+from pnp_batch.errors import InvalidConfig, did_you_mean
+from pnp_batch.methods.base import Batch, Cost, Method
+
+__all__ = ["GROUP", "Batch", "Cost", "Method", "get", "names"]
+
+GROUP = "pnp_batch.methods"
+_OWN = {
+    "copy": "pnp_batch.methods.copy:Copy",
+    "pnp": "pnp_batch.methods.pnp:PlugAndPlay",
+    "reconstruct": "pnp_batch.methods.reconstruct:Reconstruct",
+}
+
+
+@lru_cache(maxsize=1)
+def _plugins() -> dict[str, EntryPoint]:
+    return {e.name: e for e in entry_points(group=GROUP) if e.name not in _OWN}
+
+
+def names() -> list[str]:
+    """All method names, sorted."""
+    return sorted({*_OWN, *_plugins()})
+
+
+@lru_cache(maxsize=64)
+def get(name: str) -> Method:
+    """The method of a name. Raises `InvalidConfig` for an unknown name or a broken plug-in."""
+    if name in _OWN:
+        module, _, kind = _OWN[name].partition(":")
+        own: Method = getattr(import_module(module), kind)()
+        return own
+    if name not in _plugins():
+        raise InvalidConfig(f"method {name!r} is unknown", did_you_mean(name, names()))
+    made = _plugins()[name].load()()
+    if not isinstance(made, Method):
+        raise InvalidConfig(
+            f"method {name!r}: its entry point is no Method", "see CONTRIBUTING, `Add a method`"
+        )
+    return made

@@ -1,0 +1,55 @@
+"""Plug-and-Play: guidance features and self-attention injected into the translation.
+
+Tumanyan, Geyer, Bagon, Dekel: Plug-and-Play Diffusion Features for Text-Driven Image-to-Image
+Translation, CVPR 2023, arXiv 2211.12572, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pnp_batch.methods.base import Batch, Cost, Method
+
+if TYPE_CHECKING:
+    import torch
+
+
+class PlugAndPlay(Method):
+    """Features of decoder layer 4 in the first `pnp_f_t` of the steps, self-attention of layers
+    4 to 11 in the first `pnp_attn_t`."""
+
+    name = "pnp"
+    summary = "Plug-and-Play: keeps structure through injected features and self-attention"
+    paper = "Tumanyan et al., CVPR 2023, arXiv 2211.12572"
+    parameters = ("guidance_scale", "negative_prompt", "pnp_f_t", "pnp_attn_t")
+
+    def cost(self, steps: int, parameters: Mapping[str, float]) -> Cost:
+        """The guidance branch runs as far and as long as something is injected from it."""
+        features, attention = _injected_steps(steps, parameters)
+        return Cost(
+            inversion=True,
+            guidance_to_attention=attention,
+            guidance_to_feature=max(0, features - attention),
+            translated=2 * steps,
+            injected_features=2 * features,
+            injected_attention=2 * attention,
+        )
+
+    def translate(self, batch: Batch) -> torch.Tensor:
+        """Translates from x_T of each row's guidance image."""
+        from pnp_batch.diffusion.sampling import translate
+
+        features, attention = _injected_steps(batch.schedule.steps, batch.parameters)
+        return translate(
+            batch.unet,
+            batch.guidance,
+            batch.prompts,
+            batch.schedule,
+            feature_steps=features,
+            attention_steps=attention,
+        )
+
+
+def _injected_steps(steps: int, parameters: Mapping[str, float]) -> tuple[int, int]:
+    return int(steps * parameters["pnp_f_t"]), int(steps * parameters["pnp_attn_t"])

@@ -1,0 +1,100 @@
+"""Progress for people: a live line on a terminal, a plain line now and then anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from pnp_batch.pipeline import Progress as RunProgress
+
+PLAIN_SECONDS = 10.0
+
+
+class Meter:
+    """Turns the progress of a run into rate and time left, counted from its first row."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._before = 0
+
+    def line(self, progress: RunProgress) -> str:
+        """The numbers as one line of text."""
+        parts = [f"{progress.done + progress.failed}/{progress.total} rows"]
+        rate = self.rate(progress)
+        if rate:
+            left = progress.total - progress.done - progress.failed
+            parts += [f"{rate:.2f} rows/s", f"ETA {duration(left / rate)}"]
+        if progress.failed:
+            parts.append(f"{progress.failed} failed")
+        if progress.cached or progress.inverted:
+            parts.append(f"inversions: {progress.inverted} made, {progress.cached} cached")
+        return f"{progress.phase}: " + ", ".join(parts)
+
+    def rate(self, progress: RunProgress) -> float | None:
+        """Rows a second since the first rows of this run came out; None before that."""
+        if not progress.session_done:
+            return None
+        if self._first is None:
+            self._first, self._before = progress.seconds, progress.session_done
+        span = progress.seconds - self._first
+        if span <= 0 or progress.session_done == self._before:
+            return None
+        return (progress.session_done - self._before) / span
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `45s`, `12m 05s`, `3h 20m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+@contextmanager
+def shown(stream: TextIO | None = None) -> Iterator[Callable[[RunProgress], None]]:
+    """Yields a listener for `run` that writes to `stream`, standard error if None."""
+    stream = stream or sys.stderr
+    if stream.isatty():
+        with _live(stream) as listener:
+            yield listener
+    else:
+        yield _plain(stream)
+
+
+@contextmanager
+def _live(stream: TextIO) -> Iterator[Callable[[RunProgress], None]]:
+    columns = (BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
+    meter = Meter()
+    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def listener(progress: RunProgress) -> None:
+            bar.update(
+                task,
+                total=progress.total,
+                completed=progress.done + progress.failed,
+                description=meter.line(progress),
+            )
+
+        yield listener
+
+
+def _plain(stream: TextIO) -> Callable[[RunProgress], None]:
+    meter = Meter()
+    last = {"phase": "", "at": 0.0}
+
+    def listener(progress: RunProgress) -> None:
+        line, now = meter.line(progress), time.monotonic()
+        if progress.phase != last["phase"] or now - float(last["at"]) >= PLAIN_SECONDS:
+            last.update(phase=progress.phase, at=now)
+            stream.write(line + "\n")
+            stream.flush()
+
+    return listener

@@ -1,0 +1,264 @@
+"""The stages of a run as Ray Data sees them: load, translate, write. Arrow tables in and out.
+
+Each is a thin adapter around a floor below that knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from PIL import Image
+from ray.data import Datasink
+from ray.data.block import Block, BlockAccessor
+
+from pnp_batch import methods, results, sink, source
+from pnp_batch.batches import RECIPE, Shape
+from pnp_batch.engine import Engine, Outcome, Row
+from pnp_batch.errors import InvalidRow, RowError
+from pnp_batch.latents import LatentCache
+from pnp_batch.models import ModelFiles, StableDiffusion
+from pnp_batch.storage import Storage
+
+READERS = 8
+# What the engine needs of a row; the other columns only travel along.
+NEEDED = (
+    "row_id",
+    "guidance",
+    "pixels",
+    "prompt",
+    "method",
+    "images",
+    "share",
+    "negative_prompt",
+    "source_prompt",
+    "seed",
+    "guidance_scale",
+    *RECIPE[1:],
+    "error_type",
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every stage needs to know of the job."""
+
+    output: str
+    cache: str
+    model: ModelFiles
+    device: str
+    dtype: str
+    threads: int
+    steps: int
+    inversion_steps: int
+    resolution: int
+    fit: str
+    image_format: str
+    schema: pa.Schema
+    policy: source.SourcePolicy
+
+
+@ray.remote(num_cpus=0)
+class Control:
+    """What the driver and the stages tell each other: progress one way, a stop flag the other."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._stopped = False
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Adds to the counts."""
+        self._counts.update(counts)
+
+    def counts(self) -> dict[str, int]:
+        """The counts so far."""
+        return dict(self._counts)
+
+    def stop(self) -> None:
+        """Asks the stages to finish what is in flight and to begin nothing new."""
+        self._stopped = True
+
+    def stopped(self) -> bool:
+        """True once asked to stop."""
+        return self._stopped
+
+
+def load(table: pa.Table, work: Work) -> pa.Table:
+    """Reads, decodes and prepares the guidance images of a block; rows that share one share it.
+
+    Adds the columns `pixels` (RGB bytes of the working image, null where there is none),
+    `source_sha256`, `error_type` and `error_message`: what fails becomes the row's error.
+    """
+    rows = table.select(["guidance", "image", "image_bytes", "problem"]).to_pylist()
+    distinct = {row["guidance"]: row for row in rows if row["problem"] is None}
+    with ThreadPoolExecutor(READERS) as readers:
+        read = readers.map(lambda row: _load(row, work), distinct.values())
+        loaded = dict(zip(distinct, read, strict=True))
+    made = [
+        (None, None, InvalidRow(row["problem"])) if row["problem"] else loaded[row["guidance"]]
+        for row in rows
+    ]
+    columns = {
+        "pixels": pa.array([pixels for pixels, _, _ in made], pa.binary()),
+        "source_sha256": pa.array([digest for _, digest, _ in made], pa.string()),
+        "error_type": pa.array([_kind(error) for _, _, error in made], pa.string()),
+        "error_message": pa.array([_text(error) for _, _, error in made], pa.string()),
+    }
+    for name, values in columns.items():
+        table = table.append_column(name, values)
+    return table.drop_columns(["image_bytes"])
+
+
+def _load(
+    row: Mapping[str, Any], work: Work
+) -> tuple[bytes | None, str | None, RowError | None]:
+    if row["image"] is None and row["image_bytes"] is None:
+        return None, None, None  # to be generated
+    digest = None
+    try:
+        data = row["image_bytes"]
+        if data is None:
+            data = source.read_source(row["image"], work.policy)
+        digest = hashlib.sha256(data).hexdigest()
+        image = source.decode(data, work.policy)
+        prepared = source.prepare(image, work.resolution, work.fit)
+    except RowError as error:
+        return None, digest, error
+    return prepared.tobytes(), digest, None
+
+
+class Translate:
+    """An actor that holds the model and translates the rows of a block."""
+
+    def __init__(self, work: Work, control: Any) -> None:  # noqa: ANN401 - an actor handle
+        import torch
+
+        torch.set_num_threads(work.threads)
+        self._work = work
+        self._control = control
+        self._engine = Engine(
+            StableDiffusion(work.model, work.device, work.dtype),
+            steps=work.steps,
+            inversion_steps=work.inversion_steps,
+            resolution=work.resolution,
+            cache=LatentCache(Storage(work.cache)),
+        )
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Translates what can be; rows that a stop left out are missing from the answer."""
+        records = table.select(list(NEEDED)).to_pylist()
+        place = {record["row_id"]: index for index, record in enumerate(records)}
+        made: dict[int, Outcome | None] = {
+            index: None for index, record in enumerate(records) if record["error_type"] is not None
+        }
+        rows = [self._row(record) for index, record in enumerate(records) if index not in made]
+        keys: dict[str, set[str]] = {"cached": set(), "inverted": set()}
+        for outcome in self._engine.translate(rows, self._stopped):
+            made[place[outcome.row.row_id]] = outcome
+            if outcome.latents_key:
+                keys["cached" if outcome.cached else "inverted"].add(outcome.latents_key)
+        keys["cached"] -= keys["inverted"]
+        self._control.add.remote({name: len(found) for name, found in keys.items()})
+        return self._recorded(table.take(pa.array(made, pa.int64())), list(made.values()))
+
+    def _stopped(self) -> bool:
+        return bool(ray.get(self._control.stopped.remote()))
+
+    def _row(self, record: Mapping[str, Any]) -> Row:
+        side = self._work.resolution
+        pixels = record["pixels"]
+        return Row(
+            row_id=record["row_id"],
+            guidance=record["guidance"],
+            pixels=None if pixels is None else Image.frombytes("RGB", (side, side), pixels),
+            prompt=record["prompt"],
+            method=record["method"],
+            shape=Shape(record["images"], record["share"]),
+            negative_prompt=record["negative_prompt"] or "",
+            source_prompt=record["source_prompt"] or "",
+            seed=record["seed"],
+            guidance_scale=record["guidance_scale"],
+            parameters={n: record[n] for n in RECIPE[1:] if record[n] is not None},
+        )
+
+    def _recorded(self, table: pa.Table, outcomes: list[Outcome | None]) -> pa.Table:
+        """The rows as the results hold them, but for what the sink adds; and their pixels."""
+        images = [outcome.image if outcome else None for outcome in outcomes]
+        side = self._work.resolution
+        columns: dict[str, list[Any]] = {
+            "pixels": [None if image is None else image.tobytes() for image in images],
+            "width": [None if image is None else side for image in images],
+            "height": [None if image is None else side for image in images],
+            "status": [results.ERROR if image is None else results.OK for image in images],
+            "latents_key": [outcome.latents_key if outcome else None for outcome in outcomes],
+            "seconds": [outcome.seconds if outcome else None for outcome in outcomes],
+            "resolution": [side] * len(images),
+            "fit": [self._work.fit] * len(images),
+        }
+        for name, text in (("error_type", _kind), ("error_message", _text)):
+            loaded = table[name].to_pylist()
+            columns[name] = [
+                text(outcome.error) if outcome else before
+                for outcome, before in zip(outcomes, loaded, strict=True)
+            ]
+        columns |= self._parameters(table)
+        fields = [f for f in self._work.schema if f.name not in sink.ADDED]
+        return pa.table(
+            [
+                pa.array(columns[f.name], f.type) if f.name in columns else table[f.name]
+                for f in (*fields, pa.field("pixels", pa.binary()))
+            ],
+            names=[*(f.name for f in fields), "pixels"],
+        )
+
+    def _parameters(self, table: pa.Table) -> dict[str, list[Any]]:
+        """The parameters that shaped each row: those its method uses."""
+        known = set(methods.names())
+        used = [methods.get(m) if m in known else None for m in table["method"].to_pylist()]
+        steps = {"steps": self._work.steps, "inversion_steps": self._work.inversion_steps}
+        columns = {
+            name: [value if method and method.inverts else None for method in used]
+            for name, value in steps.items()
+        }
+        for name in ("guidance_scale", "negative_prompt", *RECIPE[1:]):
+            columns[name] = [
+                value if method and name in method.parameters else None
+                for method, value in zip(used, table[name].to_pylist(), strict=True)
+            ]
+        return columns
+
+
+class Sink(Datasink[None]):
+    """Writes what a task got: its images, then the file that records its rows."""
+
+    def __init__(self, work: Work, control: Any) -> None:  # noqa: ANN401 - an actor handle
+        self._work = work
+        self._control = control
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:  # noqa: ANN401 - Ray's context
+        """Writes the blocks of one task."""
+        tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
+        tables = [table for table in tables if len(table)]
+        if not tables:
+            return
+        work = self._work
+        recorded = sink.write(
+            pa.concat_tables(tables), Storage(work.output), work.image_format, work.schema
+        )
+        counts: Counter[str] = Counter(recorded["status"].to_pylist())
+        # Waited for, so that no count is lost when the run ends right after.
+        ray.get(self._control.add.remote(dict(counts)))
+
+
+def _kind(error: RowError | None) -> str | None:
+    return None if error is None else type(error).__name__
+
+
+def _text(error: RowError | None) -> str | None:
+    return None if error is None else str(error)

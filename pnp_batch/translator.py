@@ -1,0 +1,149 @@
+"""`Translator`: the library's way to translate pictures in this process, without Ray."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from pnp_batch import methods, source
+from pnp_batch.batches import DEFAULT_BATCH_SIZE, RECIPE, Shape, with_shapes
+from pnp_batch.config import RunConfig
+from pnp_batch.engine import Engine, Row
+from pnp_batch.errors import InvalidConfig, InvalidRow, ModelError, did_you_mean
+from pnp_batch.models import DEMO, StableDiffusion, find
+
+PARAMETERS = (
+    "method",
+    "steps",
+    "inversion_steps",
+    "guidance_scale",
+    "negative_prompt",
+    "pnp_f_t",
+    "pnp_attn_t",
+    "resolution",
+    "fit",
+    "batch_size",
+    "seed",
+)
+
+
+class Translator:
+    """A loaded model that translates pictures."""
+
+    def __init__(self, model: StableDiffusion) -> None:
+        self.model = model
+
+    @classmethod
+    def load(
+        cls,
+        model: str = DEMO,
+        device: str = "cpu",
+        dtype: str = "float32",
+        revision: str | None = None,
+    ) -> Translator:
+        """Loads a model: `demo`, a diffusers directory, or a hub id.
+
+        Raises:
+            InvalidModel: not found, incomplete, or neither Stable Diffusion 1.x nor 2.x.
+        """
+        return cls(StableDiffusion(find(model, revision), device, dtype))
+
+    def translate(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str | Sequence[str]],
+        **parameters: Any,  # noqa: ANN401 - named and typed as in RunConfig
+    ) -> list[Image.Image | list[Image.Image]]:
+        """Translates B pictures.
+
+        Args:
+            images: B PIL images of any size and mode.
+            prompts: B entries, each a text or a list of texts.
+            **parameters: those of `PARAMETERS`, with the meaning, limits and defaults of the
+                options of `pnp-batch run`.
+
+        Returns:
+            B entries: a PIL image for a text, a list of PIL images for a list. Each is RGB and
+            has the side of the working resolution.
+
+        Raises:
+            InvalidConfig: an unknown parameter, or a value out of range.
+            RowError: of the kind that `pnp-batch run` would have recorded for the row.
+        """
+        config = _config(parameters)
+        if len(images) != len(prompts):
+            raise InvalidConfig(
+                f"{len(images)} images but {len(prompts)} prompts", "give one entry for each image"
+            )
+        engine = Engine(
+            self.model,
+            steps=config.steps,
+            inversion_steps=config.inversion,
+            resolution=self.model.files.working_resolution(config.resolution),
+        )
+        made: dict[str, Image.Image] = {}
+        for outcome in engine.translate(_rows(images, prompts, config, engine.resolution)):
+            if outcome.image is None:
+                raise outcome.error or ModelError("no picture was made")
+            made[outcome.row.row_id] = outcome.image
+        return [
+            made[f"{i}"] if isinstance(entry, str) else [made[f"{i}-{k}"] for k in range(len(entry))]
+            for i, entry in enumerate(prompts)
+        ]
+
+
+def _config(parameters: dict[str, Any]) -> RunConfig:
+    for name in parameters:
+        if name not in PARAMETERS:
+            raise InvalidConfig(f"unknown parameter {name!r}", did_you_mean(name, PARAMETERS))
+    config = RunConfig(manifest="-", output="-", **parameters)
+    methods.get(config.method)
+    return config
+
+
+def _rows(
+    images: Sequence[Image.Image],
+    prompts: Sequence[str | Sequence[str]],
+    config: RunConfig,
+    resolution: int,
+) -> list[Row]:
+    prepared = [source.prepare(source.to_rgb(image), resolution, config.fit) for image in images]
+    names = [hashlib.sha256(image.tobytes()).hexdigest() for image in prepared]
+    flat = [
+        (index, f"{index}" if isinstance(entry, str) else f"{index}-{k}", text)
+        for index, entry in enumerate(prompts)
+        for k, text in enumerate([entry] if isinstance(entry, str) else entry)
+    ]
+    for _, row_id, text in flat:
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidRow(f"prompt {row_id} is null or empty; give it a text")
+    if not flat:
+        return []
+    recipe = {name: getattr(config, name, None) for name in RECIPE}
+    table = pa.table(
+        {
+            "guidance": [names[index] for index, _, _ in flat],
+            **{name: [value] * len(flat) for name, value in recipe.items()},
+        }
+    )
+    shaped = with_shapes(table, config.batch_size or DEFAULT_BATCH_SIZE)
+    return [
+        Row(
+            row_id=row_id,
+            guidance=names[index],
+            pixels=prepared[index],
+            prompt=text,
+            method=config.method,
+            shape=Shape(together, share),
+            negative_prompt=config.negative_prompt,
+            guidance_scale=config.guidance_scale,
+            parameters={k: v for k, v in recipe.items() if k != "method" and v is not None},
+        )
+        for (index, row_id, text), together, share in zip(
+            flat, shaped["images"].to_pylist(), shaped["share"].to_pylist(), strict=True
+        )
+    ]

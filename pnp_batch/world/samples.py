@@ -1,0 +1,88 @@
+"""Sample manifests: pictures that no training ever saw, with prompts in the captions' words, as Parquet."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pnp_batch.world.drawing import Drawing, draw
+from pnp_batch.world.spec import COLOURS, OBJECTS, RENDITIONS, SCENES, Spec, random_spec
+
+SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("prompt", pa.list_(pa.string())),
+    ]
+)
+
+SHOWN = (
+    ("house", "red", "grass", "flat", "an oil painting of a red house on grass", "a flat drawing of a red house in the snow"),
+    ("cat", "orange", "snow", "flat", "a neon sign of an orange cat in the snow", "a flat drawing of a blue cat in the snow"),
+    ("boat", "green", "sea", "flat", "an oil painting of a green boat at sunset", "pixel art of a green boat at the sea"),
+    ("car", "blue", "desert", "flat", "a flat drawing of a red car at night", "a blueprint of a car in the desert"),
+    ("castle", "pink", "night", "sketch", "a flat drawing of a pink castle at sunset", "an oil painting of a green castle on grass"),
+    ("balloon", "yellow", "sunset", "oil", "a flat drawing of a purple balloon at sunset", "a pencil sketch of a balloon at sunset"),
+    ("mushroom", "red", "grass", "sketch", "a flat drawing of a red mushroom on grass", "a neon sign of a pink mushroom at night"),
+    ("rocket", "white", "night", "flat", "a blueprint of a rocket at night", "an oil painting of a red rocket in the desert"),
+)
+"""Object, colour, scene and rendition of each picture of the shipped sample, then its two prompts."""
+
+
+def png(drawing: Drawing) -> bytes:
+    """The drawing's picture as PNG bytes."""
+    buffer = io.BytesIO()
+    drawing.image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def row(name: str, spec: Spec, prompts: list[str], resolution: int = 64) -> dict[str, object]:
+    """One row of a manifest: id, picture and prompts."""
+    image = {"bytes": png(draw(spec, resolution)), "path": f"{name}.png"}
+    return {"row_id": name, "image": image, "prompt": prompts}
+
+
+def write(rows: Iterable[dict[str, object]], path: Path) -> None:
+    """Writes rows as one Parquet file with columns row_id, image and prompt."""
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), path)
+
+
+def shown_rows() -> list[dict[str, object]]:
+    """The eight rows of the sample that ships with the package."""
+    rows = []
+    for name, colour, scene, rendition, *prompts in SHOWN:
+        rng = random.Random(f"sample/{name}")
+        spec = random_spec(
+            rng,
+            object=name,
+            colour=colour,
+            scene=scene,
+            rendition=rendition,
+            size=rng.uniform(0.34, 0.4),
+        )
+        rows.append(row(name, spec, prompts))
+    return rows
+
+
+def many_rows(count: int, seed: int = 0, resolution: int = 64) -> Iterable[dict[str, object]]:
+    """Any number of rows, drawn one at a time: random pictures, one prompt each that changes something."""
+    from pnp_batch.world.captions import caption
+    from pnp_batch.world.drawing import recast
+
+    rng = random.Random(f"many/{seed}")
+    for k in range(count):
+        spec = random_spec(rng)
+        change = rng.choice(
+            (
+                {"rendition": rng.choice(RENDITIONS[:3])},
+                {"scene": rng.choice(SCENES)},
+                {"colour": rng.choice(list(COLOURS)[:8]), "rendition": "flat"},
+            )
+        )
+        name = f"{OBJECTS.index(spec.object):02d}-{spec.object}-{k:07d}"
+        yield row(name, spec, [caption(recast(spec, **change))], resolution)
