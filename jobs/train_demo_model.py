@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import torch.distributed as dist
 
-STAGES = ("data", "vae", "clip", "unet", "export")
+STAGES = ("data", "encoder", "clip", "decoder", "unet", "export")
 
 
 @click.command(context_settings={"show_default": True})

@@ -14,8 +14,8 @@ __all__ = ["RunConfig", "Translator", "__version__", "run"]
 
 if TYPE_CHECKING:
     from pnp_batch.config import RunConfig
-    from pnp_batch.translator import Translator
     from pnp_batch.pipeline import run
+    from pnp_batch.translator import Translator
 
 _HOME = {
     "RunConfig": "pnp_batch.config",

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # Ray reads these when it is imported. A private instance then binds every socket to loopback.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -56,8 +57,9 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
             where = f"the Ray cluster at {address}" if address else "a local Ray"
             raise ClusterUnavailable(
                 f"cannot connect to {where}: {str(error).splitlines()[0]}",
-                "check the address with `ray status --address ADDR`" if address else
-                "check free memory and disk with `pnp-batch doctor`",
+                "check the address with `ray status --address ADDR`"
+                if address
+                else "check free memory and disk with `pnp-batch doctor`",
             ) from error
         _quiet()
         yield
@@ -89,7 +91,7 @@ def _without_native_stderr() -> Iterator[None]:
     sys.stderr.flush()
     kept = os.dup(2)
     try:
-        with open(os.devnull, "w") as nowhere:
+        with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
             yield
     finally:

@@ -224,7 +224,7 @@ class Engine:
 
     def key(self, row: Row) -> str:
         """The latent cache's key of a row's inversion."""
-        assert row.pixels is not None  # noqa: S101 - for the type checker
+        assert row.pixels is not None
         return latents_key(
             pixels=hashlib.sha256(row.pixels.tobytes()).hexdigest(),
             model=self.model.files.digest,
@@ -303,4 +303,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return "not enough memory" in str(error)  # torch's allocator on CPU has no type of its own
-

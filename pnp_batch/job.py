@@ -6,9 +6,9 @@ rows are to be done. `run`, `plan` and `retry` begin here.
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from pnp_batch.errors import InvalidConfig, OutputMismatch
 from pnp_batch.models import ModelFiles, find
 from pnp_batch.results import Summary
 from pnp_batch.source import SourcePolicy
-from pnp_batch.storage import Storage, absolute, is_local
+from pnp_batch.storage import Storage, absolute
 
 # Known only on the machine that computes.
 OF_DEVICE = ("device", "dtype")
@@ -114,26 +114,14 @@ def policy(config: RunConfig, base: str) -> SourcePolicy:
 
 def _anchored(config: RunConfig) -> RunConfig:
     """The same job with absolute paths, so that `retry` finds it from anywhere."""
-    local_model = config.model if find_is_local(config.model) else None
     return configuration.with_values(
         config,
-        manifest=_absolute_pattern(config.manifest),
+        manifest=absolute(config.manifest),
         output=absolute(config.output),
         cache=absolute(config.cache) if config.cache else None,
-        model=absolute(local_model) if local_model else config.model,
+        model=absolute(config.model) if Path(config.model).expanduser().is_dir() else config.model,
         allow_root=tuple(absolute(root) for root in config.allow_root),
     )
-
-
-def find_is_local(model: str) -> bool:
-    """True when the model's name is a directory of this machine."""
-    from pathlib import Path
-
-    return Path(model).expanduser().is_dir()
-
-
-def _absolute_pattern(uri: str) -> str:
-    return absolute(uri) if is_local(uri) else uri
 
 
 def _check_steps(config: RunConfig, model: ModelFiles) -> None:
@@ -156,7 +144,8 @@ def _refuse_foreign(there: pa.Table, every: pa.Table, output: Storage) -> None:
     if len(foreign):
         shown = ", ".join(map(repr, foreign["row_id"][:SHOWN].to_pylist()))
         raise OutputMismatch(
-            f"{output.uri} holds {len(foreign)} rows that this manifest does not have: {shown}", hint
+            f"{output.uri} holds {len(foreign)} rows that this manifest does not have: {shown}",
+            hint,
         )
     place = pc.index_in(there["row_id"], ids)
     changed = there.filter(pc.not_equal(there["row_hash"], every["row_hash"].take(place)))

@@ -84,6 +84,7 @@ class LatentCache:
 
 
 def _metadata(key: str, trajectory: np.ndarray) -> dict[str, str]:
-    digest = hashlib.sha256(f"{trajectory.dtype}{trajectory.shape}".encode())
+    """What an entry says of itself, as one value: safetensors writes several in any order."""
+    digest = hashlib.sha256(f"{FORMAT}{key}{trajectory.dtype}{trajectory.shape}".encode())
     digest.update(np.ascontiguousarray(trajectory).data)
-    return {"format": FORMAT, "key": key, "sha256": digest.hexdigest()}
+    return {FORMAT: f"{key} sha256:{digest.hexdigest()}"}

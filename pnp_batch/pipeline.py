@@ -279,10 +279,10 @@ class _Execution:
         work, graph = self._work, self._graph
         rows = ordered(self._job.todo)
         wanted = max(graph.workers * BLOCKS_A_WORKER, len(rows) // LARGEST_BLOCK)
-        data = ray.data.from_arrow(blocks(rows, wanted))
+        data: ray.data.Dataset = ray.data.from_arrow(blocks(rows, wanted))
         # Another share of a CPU than the actors' keeps Ray from fusing loading into them.
         data = data.map_batches(
-            load,
+            load,  # type: ignore[arg-type]  # its second argument comes from fn_kwargs
             fn_kwargs={"work": work},
             batch_format="pyarrow",
             batch_size=None,

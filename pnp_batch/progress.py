@@ -88,12 +88,13 @@ def _live(stream: TextIO) -> Iterator[Callable[[RunProgress], None]]:
 
 def _plain(stream: TextIO) -> Callable[[RunProgress], None]:
     meter = Meter()
-    last = {"phase": "", "at": 0.0}
+    phase, told = "", 0.0
 
     def listener(progress: RunProgress) -> None:
+        nonlocal phase, told
         line, now = meter.line(progress), time.monotonic()
-        if progress.phase != last["phase"] or now - float(last["at"]) >= PLAIN_SECONDS:
-            last.update(phase=progress.phase, at=now)
+        if progress.phase != phase or now - told >= PLAIN_SECONDS:
+            phase, told = progress.phase, now
             stream.write(line + "\n")
             stream.flush()
 

@@ -115,9 +115,7 @@ def load(table: pa.Table, work: Work) -> pa.Table:
     return table.drop_columns(["image_bytes"])
 
 
-def _load(
-    row: Mapping[str, Any], work: Work
-) -> tuple[bytes | None, str | None, RowError | None]:
+def _load(row: Mapping[str, Any], work: Work) -> tuple[bytes | None, str | None, RowError | None]:
     if row["image"] is None and row["image_bytes"] is None:
         return None, None, None  # to be generated
     digest = None

@@ -56,7 +56,7 @@ class Translator:
         self,
         images: Sequence[Image.Image],
         prompts: Sequence[str | Sequence[str]],
-        **parameters: Any,  # noqa: ANN401 - named and typed as in RunConfig
+        **parameters: Any,
     ) -> list[Image.Image | list[Image.Image]]:
         """Translates B pictures.
 
@@ -88,10 +88,12 @@ class Translator:
         made: dict[str, Image.Image] = {}
         for outcome in engine.translate(_rows(images, prompts, config, engine.resolution)):
             if outcome.image is None:
-                raise outcome.error or ModelError("no picture was made")
+                raise ModelError("no picture was made") if outcome.error is None else outcome.error
             made[outcome.row.row_id] = outcome.image
         return [
-            made[f"{i}"] if isinstance(entry, str) else [made[f"{i}-{k}"] for k in range(len(entry))]
+            made[f"{i}"]
+            if isinstance(entry, str)
+            else [made[f"{i}-{k}"] for k in range(len(entry))]
             for i, entry in enumerate(prompts)
         ]
 
@@ -119,7 +121,7 @@ def _rows(
         for k, text in enumerate([entry] if isinstance(entry, str) else entry)
     ]
     for _, row_id, text in flat:
-        if not isinstance(text, str) or not text.strip():
+        if not (text or "").strip():
             raise InvalidRow(f"prompt {row_id} is null or empty; give it a text")
     if not flat:
         return []

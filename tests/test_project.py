@@ -19,6 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import pnp_batch
+from pnp_batch import record, results
+from pnp_batch.cli import COMMANDS
+from pnp_batch.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,22 +33,19 @@ PACKAGE = ROOT / "pnp_batch"
 # imports from lower floors, or from parts that stand before it on its own floor. A new part needs a
 # place here and in docs/architecture.md.
 FLOORS = (
-    (
-        *("errors", "config", "storage", "manifest", "rows", "batches", "results", "record"),
-        "flops",
-    ),
-    ("source", "models", "latents", "world"),
+    ("errors", "config", "storage", "manifest", "rows", "batches", "results", "record"),
+    ("flops", "world", "source", "models", "latents"),
     (
         *("diffusion.schedule", "diffusion.sites", "diffusion.unet"),
         *("diffusion.injection", "diffusion.inversion", "diffusion.sampling"),
     ),
     ("methods",),
-    ("engine", "translator", "job", "sink", "evaluation"),
+    ("engine", "translator", "sink", "job", "evaluation"),
     ("cluster", "stages", "pipeline", "progress", "report"),
-    ("plan", "submit", "demo", "training", "cli"),
+    ("validate", "status", "plan", "doctor", "submit", "demo", "training", "cli"),
 )
 ORDER = {part: (floor, n) for floor, parts in enumerate(FLOORS) for n, part in enumerate(parts)}
-LIGHT = set(FLOORS[0])
+LIGHT = {*FLOORS[0], "flops"}
 MAY_IMPORT_RAY = {"cluster", "stages", "pipeline", "progress", "submit"}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "ray"}
 
@@ -106,6 +106,17 @@ def placed(module: str) -> bool:
 def test_every_module_has_its_place():
     strangers = sorted({part_of(m) for m in MODULES if placed(m)} - set(ORDER))
     assert not strangers, f"{strangers}: give them a floor in tests/test_project.py"
+
+
+def test_the_architecture_page_shows_the_same_floors():
+    table = (ROOT / "docs/architecture.md").read_text().partition("## Floors")[2]
+    shown = {
+        (int(floor), name)
+        for floor, files in re.findall(r"(?m)^\| (\d) \| ([^|]*) \|", table)
+        for name in re.findall(r"`(\w+)/?`", files)
+    }
+    parts = {part_of(module) for module in MODULES if placed(module)}
+    assert shown == {(ORDER[part][0], part.split(".")[0]) for part in parts}
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if placed(module)])
@@ -213,7 +224,7 @@ def manifest(tmp_path):
     return tmp_path / "manifest.parquet"
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["plan"], ["demo"], ["status"], ["retry"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids="-".join)
 def test_help_imports_neither_torch_nor_ray(command):
     assert probe(*command, "--help") == {"code": 0, "heavy": []}
 
@@ -224,7 +235,11 @@ def test_light_commands_import_neither_torch_nor_ray(command, manifest):
 
 
 def test_status_imports_neither_torch_nor_ray(tmp_path):
-    assert probe("status", tmp_path / "nothing-here")["heavy"] == []
+    output = Storage(str(tmp_path))
+    record.write(output, record.Record(config={}, settings={}, rows=2))
+    done = [{"row_id": "a", "status": "ok", "output": "images/0/a.png"}]
+    results.write(output, pa.Table.from_pylist(done, results.schema(pa.schema([]))))
+    assert probe("status", tmp_path) == {"code": 0, "heavy": []}
 
 
 def test_versions_agree():

@@ -338,7 +338,7 @@ def names(monkeypatch):
 
 
 def policy_for(*hosts, **limits):
-    return SourcePolicy(base=".", hosts=hosts, **limits)
+    return SourcePolicy(base=".", hosts=hosts, **{"attempts": 1} | limits)
 
 
 def test_allowed_hosts_are_read(site, names):
@@ -352,6 +352,9 @@ def test_allowed_hosts_are_read(site, names):
     site.routes["b c.png"] = site.routes["b%20c.png"] = PNG
     assert read_source(site.uri("b c.png?size=1 2"), named) == PNG
     assert site.hits[-1] == "/b%20c.png?size=1%202"
+    for timer in [t for t in threading.enumerate() if isinstance(t, threading.Timer)]:
+        timer.join(1)
+        assert not timer.is_alive(), "a read that has ended still has its time limit"
 
 
 def test_paths_relative_to_a_manifest_on_the_web(site):
@@ -448,7 +451,22 @@ def test_statuses_of_a_server(site):
     site.routes["x"] = (503, {}, b"busy")
     with pytest.raises(StorageError, match="503"):
         read_source(site.uri(f"x?token={SECRET}"), policy_for("127.0.0.1"))
-    assert len(site.hits) == 4, "nothing is retried here"
+    assert len(site.hits) == 4
+
+
+def test_trouble_that_passes_is_no_failure(site):
+    bad = [
+        b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(PNG),
+    ]
+    good = bad[1] + PNG
+    site.routes["flaky"] = lambda wire: wire.write(bad.pop(0) if bad else good)
+    assert read_source(site.uri("flaky"), policy_for("127.0.0.1", attempts=3)) == PNG
+    site.routes["gone"] = (404, {}, b"")
+    site.hits.clear()
+    with pytest.raises(ImageNotFound):
+        read_source(site.uri("gone"), policy_for("127.0.0.1", attempts=3))
+    assert len(site.hits) == 1
 
 
 def test_a_dead_or_unknown_host_is_trouble_with_the_storage(site, names):
@@ -611,7 +629,7 @@ def test_a_store_that_refuses_or_fails(store):
     store.hits.clear()
     with pytest.raises(StorageError, match="busy"):
         read_source("s3://bucket/busy.png", policy)
-    assert len(store.hits) <= 5, "the retries of two layers multiply"
+    assert len(store.hits) == policy.attempts, "the retries of two layers multiply"
 
 
 def test_a_store_that_hangs_is_left_in_time_and_leaves_no_thread(store):
@@ -629,14 +647,18 @@ def test_a_store_that_hangs_is_left_in_time_and_leaves_no_thread(store):
 
 
 def test_objects_are_read_only_up_to_the_limit_and_whole(store):
-    policy = SourcePolicy(base=".", max_bytes=1000, read_timeout=20)
+    policy = SourcePolicy(base=".", max_bytes=1000, read_timeout=20, attempts=1)
     store.routes["bucket/large.png"] = (200, {"Content-Length": "1001"}, b"")
     with pytest.raises(ImageTooLarge, match="large"):
         read_source("s3://bucket/large.png", policy)
     assert len(store.hits) == 1, "the size is asked for before anything is read"
+    store.routes["bucket/empty.png"] = b""
+    assert read_source("s3://bucket/empty.png", policy) == b""
+    assert len(store.hits) == 2, "a range of an empty object is an error of its own"
+    store.hits.clear()
     store.routes["bucket/short.png"] = lambda wire: wire.write(
-        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (900 if len(store.hits) == 2 else 50)
-        + b"x" * 50 * (len(store.hits) > 2)
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (900 if len(store.hits) == 1 else 50)
+        + b"x" * 50 * (len(store.hits) > 1)
     )
     with pytest.raises(StorageError, match="50 of 900"):
         read_source("s3://bucket/short.png", policy)
@@ -673,6 +695,25 @@ def test_what_is_no_picture():
     for data in (b"", b"\0", b"hello", PNG[:4], svg, b"PK\3\4" + PNG):
         with pytest.raises(ImageUndecodable):
             decode(data, POLICY)
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (KeyError("a\nb" + "x" * 5000), ImageUndecodable),
+        (RecursionError(), ImageUndecodable),
+        (MemoryError(), ImageTooLarge),
+    ],
+)
+def test_whatever_the_decoder_raises_ends_the_row_with_one_line(raised, kind, monkeypatch):
+    def fail(_image):
+        raise raised
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(kind) as ended:
+        decode(PNG, POLICY)
+    assert str(ended.value).isprintable()
+    assert len(str(ended.value)) < 1000
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -740,6 +781,10 @@ def test_broken_exif_is_ignored():
         b"Exif\0\0MM\0*\0\0\0\x08\xff",
     ):
         assert decode(saved(picture(), "JPEG", exif=exif), POLICY).size == (40, 30)
+    text, numbers = b"\0\2\0\0\0\4up!\0", b"\0\3\0\0\0\2\0\x09\0\6"  # where one of 1 to 8 belongs
+    for value in (text, numbers, b"\0\3\0\0\0\1\0\x09\0\0"):
+        odd = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12" + value + bytes(4)
+        assert decode(saved(picture(), "JPEG", exif=odd), POLICY).size == (40, 30)
 
 
 def test_sixteen_bit_keeps_its_range():
@@ -845,13 +890,13 @@ def test_animations_give_their_first_frame():
 
 
 def swapped_profile():
-    """A profile whose effect is plain: sRGB with red and blue exchanged."""
+    """An ICC profile whose effect is plain: sRGB with red and blue exchanged."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     count = struct.unpack_from(">I", data, 128)[0]
     at = {bytes(data[i : i + 4]): i for i in range(132, 132 + 12 * count, 12)}
     red, blue = at[b"rXYZ"], at[b"bXYZ"]
     data[red : red + 4], data[blue : blue + 4] = b"bXYZ", b"rXYZ"
-    return bytes(data).replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+    return bytes(data)
 
 
 def test_an_embedded_profile_is_applied():
@@ -873,7 +918,8 @@ def test_srgb_broken_and_foreign_profiles_change_nothing():
     for profile in (srgb, b"garbage", srgb[:200], swapped_profile()[:300], lab):
         result = decode(saved(picture(), "PNG", icc_profile=profile), POLICY)
         assert np.array_equal(pixels(result), pixels(picture()))
-        assert "icc_profile" not in result.info
+    grey = saved(picture(mode="L"), "PNG", icc_profile=swapped_profile())
+    assert np.array_equal(pixels(decode(grey, POLICY))[..., 0], pixels(picture(mode="L")))
 
 
 def test_an_archive_behind_a_picture_is_gone_after_encoding():
@@ -996,7 +1042,7 @@ from PIL import Image
 from pnp_batch.source import prepare
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for fit in ("crop", "stretch", "pad"):
-    assert prepare(Image.new("RGB", (20_000_000, 1)), 256, fit).size == (256, 256)
+    assert prepare(Image.new("RGB", (8_000_000, 1)), 256, fit).size == (256, 256)
     assert prepare(Image.new("RGB", (1, 2_000_000)), 256, fit).size == (256, 256)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
@@ -1006,7 +1052,7 @@ def test_extreme_shapes_cost_no_memory():
     command = [sys.executable, "-W", "error", "-c", EXTREME]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 500_000  # KiB
+    assert int(done.stdout) < 250_000  # KiB
 
 
 @pytest.mark.parametrize("image_format", config.IMAGE_FORMATS)

@@ -49,7 +49,8 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, but an unknown command names the nearest known one."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"no command {args[0]!r}; {did_you_mean(args[0], COMMANDS)}", ctx)
+            near = did_you_mean(args[0], COMMANDS)
+            raise click.UsageError(f"no command {args[0]!r}; {near}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -75,26 +76,25 @@ def _run(arguments: list[str], *, debug: bool) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return EXIT_USAGE
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "pnp-batch"
-        return _tell(error.format_message(), f"see {where} --help", EXIT_USAGE)
-    except click.ClickException as error:
-        return _tell(error.format_message(), "see pnp-batch --help", EXIT_BROKEN)
-    except (KeyboardInterrupt, click.Abort):
-        return _tell("interrupted", "run the same command again to go on", EXIT_INTERRUPTED)
-    except JobError as error:
+    # No traceback reaches a user who did not ask for one.
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001
         if debug:
             traceback.print_exc()
-        return _tell(str(error), error.hint or "see pnp-batch --help", error.exit_code)
-    except Exception as error:  # noqa: BLE001 - no traceback reaches a user who did not ask for one
-        if debug:
-            traceback.print_exc()
-        told = " ".join(str(error).split())
-        hint = "run it again with --debug and report what it shows"
-        return _tell(f"{type(error).__name__}: {told}", hint, EXIT_BROKEN)
+        message, hint, code = _told(error)
+        lines = (f"error: {' '.join(message.split())}", f"hint: {' '.join(hint.split())}")
+        click.echo("\n".join(lines), err=True)
     return code if isinstance(code, int) else 0
 
 
-def _tell(message: str, hint: str, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}\nhint: {' '.join(hint.split())}", err=True)
-    return code
+def _told(error: BaseException) -> tuple[str, str, int]:
+    """What an exception means to a user: the message, the hint, and the exit code."""
+    if isinstance(error, JobError):
+        return str(error), error.hint or "see pnp-batch --help", error.exit_code
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return "interrupted", "run the same command again to go on", EXIT_INTERRUPTED
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "pnp-batch"
+        return error.format_message(), f"see {where} --help", EXIT_USAGE
+    told = f"{type(error).__name__}: {error}"
+    return told, "run it again with --debug and report what it shows", EXIT_BROKEN

@@ -18,9 +18,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def common(command: F) -> F:
     """`--json` and `--debug`, which every command takes."""
-    command = click.option(
-        "--debug", is_flag=True, expose_value=False, help="Show tracebacks."
-    )(command)
+    command = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")(
+        command
+    )
     return click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
     )(command)

@@ -1,1 +1,1 @@
-"""The numerics: schedule, the UNet's injection sites, inversion and sampling. Tensors in and out."""
+"""The numerics: schedule, injection sites, inversion and sampling. Tensors in and out."""

@@ -23,8 +23,8 @@ class InjectionNotFired(InvalidModel):
     """A scheduled site was not met exactly once: the picture would silently be something else."""
 
 
-class _Complete(Exception):  # noqa: N818 - not an error: all sites have been kept
-    """Ends a guidance evaluation once every scheduled site has been kept."""
+class _Complete(Exception):
+    """Ends a guidance evaluation once every scheduled site has been kept: no error."""
 
 
 @contextmanager
@@ -42,8 +42,8 @@ class Injection:
 
     def __init__(self, sites: Sites) -> None:
         self._sites = sites
-        self._feature = frozenset({sites.feature.conv2})
-        self._attention = frozenset(
+        self._feature: frozenset[nn.Module] = frozenset({sites.feature.conv2})
+        self._attention: frozenset[nn.Module] = frozenset(
             projection for module in sites.attention for projection in (module.to_q, module.to_k)
         )
         self._scheduled: frozenset[nn.Module] = frozenset()

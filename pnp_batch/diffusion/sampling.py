@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -51,7 +52,9 @@ class Prompts:
 
 
 @torch.inference_mode()
-def reconstruct(unet: UNet, x: torch.Tensor, text: torch.Tensor, schedule: Schedule) -> torch.Tensor:
+def reconstruct(
+    unet: UNet, x: torch.Tensor, text: torch.Tensor, schedule: Schedule
+) -> torch.Tensor:
     """Samples from x_T (B, C, h, w) with one prompt a row and no guidance; returns x0."""
     for index, t in enumerate(schedule.timesteps):
         x = _step(unet(x, t, text), x, schedule, index)
@@ -105,12 +108,11 @@ def translate(
         for index, t in enumerate(schedule.timesteps):
             source = guidance.trajectory[index]
             injection.guidance(
-                lambda source=source, t=t: unet(source, t, guidance.text),
+                partial(unet, source, t, guidance.text),
                 features=index < feature_steps,
                 attention=index < attention_steps,
             )
-            both = torch.cat([x, x])
-            output = injection.translated(lambda both=both, t=t: unet(both, t, text), owner)
+            output = injection.translated(partial(unet, torch.cat([x, x]), t, text), owner)
             x = _step(prompts.combine(output), x, schedule, index)
     return x
 

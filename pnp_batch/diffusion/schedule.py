@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Schedule:
         parts = inversion_steps // self.steps
         rising = self.timesteps[::-1]
         marks = [rising[0]]
-        for low, high in zip(rising, rising[1:], strict=False):
+        for low, high in pairwise(rising):
             marks += [low + round((high - low) * k / parts) for k in range(1, parts + 1)]
         if len(set(marks)) != len(marks):
             raise InvalidConfig(
@@ -108,4 +109,6 @@ def predicted(
 
 def move(x0: torch.Tensor, eps: torch.Tensor, alpha_bar: float) -> torch.Tensor:
     """The latent at noise level `alpha_bar` on the deterministic DDIM path through (x0, eps)."""
-    return alpha_bar**0.5 * x0 + (1.0 - alpha_bar) ** 0.5 * eps
+    signal, noise = alpha_bar**0.5, (1.0 - alpha_bar) ** 0.5
+    moved: torch.Tensor = signal * x0 + noise * eps
+    return moved

@@ -23,12 +23,13 @@ class Sites:
     """The modules of one UNet that injection touches.
 
     Attributes:
-        feature: the residual block whose residual branch carries the features.
-        attention: the self-attention modules whose queries and keys are shared.
+        feature: the residual block (diffusers' ResnetBlock2D) whose residual branch carries the
+            features.
+        attention: the self-attention modules (Attention) whose queries and keys are shared.
     """
 
-    feature: nn.Module
-    attention: tuple[nn.Module, ...]
+    feature: Any
+    attention: tuple[Any, ...]
 
 
 def find_sites(unet: nn.Module) -> Sites:

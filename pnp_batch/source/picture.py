@@ -29,7 +29,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
 def decode(data: bytes, policy: SourcePolicy) -> Image.Image:
@@ -48,7 +47,6 @@ def decode(data: bytes, policy: SourcePolicy) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_pixels(image, policy)
                 image.load()
-                _check_pixels(image, policy)
                 return to_rgb(image)
     except RowError:
         raise
@@ -135,12 +133,8 @@ def _to_srgb(image: Image.Image, profile: object) -> Image.Image:
     if isinstance(profile, bytes):
         with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            name = (source.profile.profile_description or "").lower()
-            is_srgb = "srgb" in name and "linear" not in name
-            space = source.profile.xcolor_space.strip()
-            if not is_srgb and _PROFILE_MODES.get(space) == image.mode:
-                srgb = ImageCms.createProfile("sRGB")
-                converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
-                if converted is not None:
-                    return converted
+            srgb = ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+            if converted is not None:
+                return converted
     return image.convert("RGB")

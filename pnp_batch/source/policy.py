@@ -33,7 +33,8 @@ class SourcePolicy:
     `base` is the folder or URI prefix of the manifest; `roots` are further local folders; `hosts`
     are what http(s) URIs may name (`host`, `host:port` or an IP address). `max_pixels` above
     Pillow's own limit for decompression bombs (89 million) has no effect beyond that limit.
-    `read_timeout` is in seconds and covers the whole read of one image.
+    `read_timeout` is in seconds and covers the whole read of one image, with all its `attempts`;
+    only trouble with the storage is worth another one.
     """
 
     base: str
@@ -42,6 +43,7 @@ class SourcePolicy:
     max_bytes: int = 64 * 2**20
     max_pixels: int = 50_000_000
     read_timeout: float = 10.0
+    attempts: int = 3
 
 
 def scheme_of(uri: str) -> str:

@@ -1,15 +1,18 @@
 """The bytes of one guidance image, from wherever its URI may point.
 
 In: an image URI and the job's `SourcePolicy`. Out: at most `max_bytes` bytes within `read_timeout`
-seconds, or a `RowError`. Nothing is retried here; s3fs keeps its own few retries.
+seconds, or a `RowError`. The retries are here, those of the S3 client below are switched off.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import random
+import ssl
 import stat
 import threading
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ from pnp_batch.source.limits import Clock, check_bytes
 from pnp_batch.source.policy import WEB_SCHEMES, SourcePolicy, locate, scheme_of, shown
 from pnp_batch.source.web import read_web
 
+# No second attempt changes these.
+_LASTING = (PermissionError, ImportError, ssl.SSLCertVerificationError)
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -37,14 +42,9 @@ def read_source(uri: str, policy: SourcePolicy) -> bytes:
     Raises `ImageForbidden`, `ImageNotFound`, `ImageTooLarge`, `RowTimeout` or `StorageError`.
     """
     outcome: list[bytes | RowError] = []
-    clock = Clock(policy.read_timeout)
 
     def work() -> None:
-        try:
-            outcome.append(_read(uri, policy, clock))
-        # Each client of an object store raises kinds of its own; they end the row, not the job.
-        except Exception as error:  # noqa: BLE001
-            outcome.append(_as_row_error(error, uri, policy, clock))
+        outcome.append(_outcome(uri, policy, Clock(policy.read_timeout)))
 
     # A name server or network mount that hangs knows no time limit: the thread is left behind.
     thread = threading.Thread(target=work, name="pnp-batch-read", daemon=True)
@@ -55,6 +55,20 @@ def read_source(uri: str, policy: SourcePolicy) -> bytes:
     if isinstance(outcome[0], RowError):
         raise outcome[0]
     return outcome[0]
+
+
+def _outcome(uri: str, policy: SourcePolicy, clock: Clock) -> bytes | RowError:
+    for attempt in range(1, policy.attempts + 1):
+        try:
+            return _read(uri, policy, clock)
+        # Each client of an object store raises kinds of its own; they end the row, not the job.
+        except Exception as error:  # noqa: BLE001
+            failure = _as_row_error(error, uri, policy, clock)
+            lasting = isinstance(error, _LASTING) or not isinstance(failure, StorageError)
+        if lasting or attempt == policy.attempts:
+            break
+        time.sleep(random.uniform(0.05, 0.1) * 4**attempt)  # spread, so that no crowd comes back
+    return failure
 
 
 def _read(uri: str, policy: SourcePolicy, clock: Clock) -> bytes:
@@ -109,10 +123,11 @@ def _file_system(place: str, _process: int) -> Any:  # noqa: ANN401 - fsspec has
     """One file system per place and process: fsspec's own cache may know it by thread only."""
     options: dict[str, Any] = {"use_listings_cache": False}
     if place.startswith(("s3://", "s3a://")):
-        # s3fs retries by itself; botocore's retries below would multiply with them.
         configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         options["config_kwargs"] = {**configured, "retries": {"total_max_attempts": 1}}
-    return fsspec.core.url_to_fs(place, **options)[0]
+    fs = fsspec.core.url_to_fs(place, **options)[0]
+    fs.retries = 1  # of s3fs; its retries, botocore's and ours would multiply
+    return fs
 
 
 def _call(fs: Any, name: str, path: str, clock: Clock, **arguments: int) -> Any:  # noqa: ANN401

@@ -10,7 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from pnp_batch.training.unet import load_vae, new_scheduler, new_unet
+from pnp_batch.training.unet import new_scheduler, new_unet
+from pnp_batch.training.vae import load_vae
 
 LIMIT_BYTES = 25_000_000
 PRIVATE_KEYS = ("_name_or_path", "transformers_version")
@@ -31,7 +32,7 @@ def assemble(work: Path) -> StableDiffusionPipeline:
     """The pipeline of the trained parts, in half precision."""
     clip = work / "clip"
     pipeline = StableDiffusionPipeline(
-        vae=load_vae(work),
+        vae=load_vae(work / "vae" / "model"),
         text_encoder=CLIPTextModel.from_pretrained(clip / "model"),
         tokenizer=CLIPTokenizer.from_pretrained(clip / "tokenizer"),
         unet=averaged_unet(work),
@@ -89,5 +90,6 @@ def swap(fresh: Path, out: Path) -> None:
     for source in sorted(path for path in fresh.rglob("*") if path.is_file()):
         target = out / source.relative_to(fresh)
         target.parent.mkdir(parents=True, exist_ok=True)
+        source.chmod(0o644)
         source.replace(target)
     shutil.rmtree(fresh)

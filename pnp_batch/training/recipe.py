@@ -6,15 +6,17 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pnp_batch.training import clip, data, export, unet, vae
 from pnp_batch.training.loop import Settings
 
 CHUNKS = 24
 SETTINGS = {
-    "vae": Settings(steps=40_000, lr=2e-3, hold=0.3),
-    "clip": Settings(steps=6_000, lr=1e-3, measure_every=500),
+    "encoder": Settings(steps=1500, lr=4e-3, measure_every=500),
+    "decoder": Settings(steps=6_000, lr=1e-3, hold=0.5),
+    "clip": Settings(steps=3_000, lr=1e-3, measure_every=500),
     "unet": Settings(steps=40_000, lr=8e-4, hold=0.7, measure_every=500),
 }
-BATCH = {"vae": 12, "clip": 96, "unet": 32}
+BATCH = {"encoder": 24, "decoder": 12, "clip": 96, "unet": 32}
 
 
 @dataclass(frozen=True)
@@ -30,27 +32,18 @@ class Options:
 
 
 def run(stage: str, options: Options) -> None:
-    """Runs one stage: data, vae, clip, unet or export."""
+    """Runs one stage: data, encoder, decoder, clip, unet or export."""
     if stage == "data":
-        from pnp_batch.training.data import draw_all
-
-        return draw_all(options.work / "data", CHUNKS)
+        return data.draw_all(options.work / "data", CHUNKS)
     if stage == "export":
-        from pnp_batch.training.export import export
-
-        return export(options.work, options.out or options.work / "model")
+        return export.export(options.work, options.out or options.work / "model")
     settings = replace(SETTINGS[stage], minutes=options.minutes)
     if options.steps is not None:
         settings = replace(settings, steps=options.steps)
-    batch = options.batch or BATCH[stage]
-    if stage == "vae":
-        from pnp_batch.training import vae
-
-        return vae.train(options.work, settings, batch, options.device)
-    if stage == "clip":
-        from pnp_batch.training import clip
-
-        return clip.train(options.work, settings, batch, options.device)
-    from pnp_batch.training import unet
-
-    return unet.train(options.work, settings, batch, options.device)
+    train = {
+        "encoder": vae.train_encoder,
+        "decoder": vae.train_decoder,
+        "clip": clip.train,
+        "unet": unet.train,
+    }[stage]
+    return train(options.work, settings, options.batch or BATCH[stage], options.device)

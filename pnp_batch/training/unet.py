@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -148,9 +148,3 @@ def train(work: Path, settings: Settings, batch: int = 32, device: str = "cpu") 
         unet = new_unet()
         unet.load_state_dict(average.state_dict())
         unet.save_pretrained(work / "unet" / "model")
-
-
-def load_vae(work: Path) -> AutoencoderKL:
-    """The frozen autoencoder of stage 1."""
-    vae: AutoencoderKL = AutoencoderKL.from_pretrained(work / "vae" / "model").eval()
-    return vae

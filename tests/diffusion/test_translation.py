@@ -36,7 +36,7 @@ def test_translation_is_the_references(unets, layout, prediction, steps, f, attn
 def test_each_threshold_injects_into_that_share_of_the_first_steps(unet, f, attn):
     steps = 3
     one = rows(steps, [0])
-    schedule, noise = both_schedules(steps)
+    schedule, noise = both_schedules(steps, "v_prediction")
     parameters = {"pnp_f_t": f, "pnp_attn_t": attn}
     batch = Batch(
         unet=unet,
@@ -50,7 +50,7 @@ def test_each_threshold_injects_into_that_share_of_the_first_steps(unet, f, attn
 
 
 def test_each_further_step_of_either_injection_changes_the_result(unet):
-    schedule, _ = both_schedules(2, timestep_spacing="trailing")  # no step as short as t = 1
+    schedule, _ = both_schedules(2, "v_prediction", timestep_spacing="trailing")
     one = rows(2, [0])
     results = [one.translated(unet, schedule, f, attn) for f in (0, 1, 2) for attn in (0, 1, 2)]
     for i, a in enumerate(results):
@@ -80,7 +80,7 @@ def test_without_injection_translation_is_plain_sampling_from_the_guidances_nois
 
 
 def test_the_guidance_branch_sees_its_own_latent_and_prompt_at_every_timestep(unet):
-    schedule, noise = both_schedules(2, timestep_spacing="trailing")
+    schedule, noise = both_schedules(2, "v_prediction", timestep_spacing="trailing")
     one = rows(2, [0])
     result = one.translated(unet, schedule, 2, 2)
     later = one.trajectory.clone()

@@ -1,0 +1,326 @@
+"""The main job, from a manifest to images, results and latent cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+
+from pnp_batch import Translator, pipeline
+from pnp_batch.config import with_values
+from pnp_batch.errors import InvalidManifest, InvalidModel, OutputMismatch
+from pnp_batch.storage import Storage
+from tests.pipeline.conftest import Jobs, pixels, recorded, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def test_every_row_is_recorded_once_with_its_image_or_its_error(jobs: Jobs) -> None:
+    jobs.picture("a.png", 1)
+    jobs.picture("b.png", 2, size=(50, 40))
+    manifest = jobs.manifest(
+        [
+            {"row_id": "one", "image": "a.png", "prompt": "a cat", "split": "train", "n": 7},
+            {"row_id": "many", "image": "b.png", "prompt": ["a dog", "a tree", ""], "n": 8},
+            {"row_id": "gone", "image": "nope.png", "prompt": "x"},
+            {"row_id": "drawn", "image": None, "source_prompt": "a car", "prompt": ["a", "b"]},
+            {"row_id": "../../up", "image": "a.png", "prompt": "x", "pnp_f_t": 0.2},
+            {"row_id": "outside", "image": "/etc/hostname", "prompt": "x"},
+            {"row_id": "beyond", "image": "a.png", "prompt": "x", "pnp_attn_t": 1.5},
+        ]
+    )
+    result = jobs.run(manifest)
+    output = result.output
+    rows = rows_of(output)
+
+    assert result.exit_code == 0
+    assert (result.total, result.summary.done, result.summary.failed) == (10, 6, 4)
+    errors = {row_id: row["error_type"] for row_id, row in rows.items() if row["error_type"]}
+    assert errors == {
+        "many-2": "InvalidRow",
+        "gone": "ImageNotFound",
+        "outside": "ImageForbidden",
+        "beyond": "InvalidRow",
+    }
+    assert "--allow-root" in rows["outside"]["error_message"]
+    for row_id, row in rows.items():
+        assert row["status"] == ("error" if row_id in errors else "ok")
+        if row_id in errors:
+            assert row["output"] is None
+            assert row["sha256"] is None
+            continue
+        data = Storage(output).read(row["output"])
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        assert pixels(output, row).shape == (row["height"], row["width"], 3) == (32, 32, 3)
+    assert rows["one"]["output"].endswith("/one.png")
+    assert rows["../../up"]["output"].count("/") == 2
+    assert (rows["one"]["split"], rows["one"]["n"]) == ("train", 7)
+    assert rows["many-1"]["prompt"] == "a tree"
+    assert rows["one"]["pnp_f_t"] == 0.8
+    assert rows["../../up"]["pnp_f_t"] == 0.2
+    assert rows["drawn-0"]["seed"] == rows["drawn-1"]["seed"]
+    assert rows["drawn-0"]["latents_key"] is None
+    record = json.loads(Storage(output).read("run.json"))
+    assert record["state"] == "done"
+    assert (record["done"], record["failed"], record["rows"]) == (6, 4, 10)
+
+
+def test_the_pictures_are_those_of_the_library(jobs: Jobs) -> None:
+    images = [jobs.picture("a.png", 1), jobs.picture("b.png", 2, size=(50, 40))]
+    manifest = jobs.manifest(
+        [
+            {"row_id": "a", "image": "a.png", "prompt": ["a cat", "a dog"]},
+            {"row_id": "b", "image": "b.png", "prompt": ["a hat", "a house"]},
+        ]
+    )
+    rows = rows_of(jobs.run(manifest).output)
+    translator = Translator.load(str(jobs.model))
+    made = translator.translate(images, [["a cat", "a dog"], ["a hat", "a house"]], steps=4)
+    for row_id, expected in zip(["a", "b"], made, strict=True):
+        assert isinstance(expected, list)
+        for number, image in enumerate(expected):
+            got = pixels(str(jobs.folder / "out"), rows[f"{row_id}-{number}"])
+            assert np.abs(got - np.asarray(image).astype(int)).max() <= 1
+
+
+def test_running_again_does_only_what_is_missing(jobs: Jobs) -> None:
+    jobs.picture("a.png", 1)
+    jobs.picture("b.png", 2)
+    rows = [{"row_id": name, "image": f"{name}.png", "prompt": "x"} for name in "ab"]
+    manifest = jobs.manifest(rows)
+    first = jobs.run(manifest, limit=1)
+    image = jobs.folder / "out" / rows_of(first.output)["a"]["output"]
+    before = (image.stat().st_mtime_ns, image.read_bytes())
+
+    second = jobs.run(manifest)
+    third = jobs.run(manifest)
+
+    assert (first.summary.done, second.summary.done, third.summary.done) == (1, 2, 2)
+    assert second.progress.session_done == 1
+    assert third.progress.session_done == 0
+    assert (image.stat().st_mtime_ns, image.read_bytes()) == before
+    assert set(rows_of(first.output)) == {"a", "b"}
+
+
+def test_retry_redoes_the_failed_rows_and_leaves_one_record_each(jobs: Jobs) -> None:
+    jobs.picture("a.png", 1)
+    manifest = jobs.manifest(
+        [{"row_id": name, "image": f"{name}.png", "prompt": "x"} for name in "abc"]
+    )
+    config = jobs.config(manifest)
+    assert pipeline.run(config).summary.failed == 2
+    jobs.picture("b.png", 2)
+    again = pipeline.run(config, only_failed=True)
+    assert (again.summary.done, again.summary.failed) == (2, 1)
+    rows = rows_of(again.output)
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "a": "ok",
+        "b": "ok",
+        "c": "error",
+    }
+
+
+def test_one_inversion_serves_all_prompts_and_a_second_job(jobs: Jobs) -> None:
+    for name in "ab":
+        jobs.picture(f"{name}.png", ord(name))
+    rows = [{"row_id": n, "image": f"{n}.png", "prompt": ["x", "y", "z"]} for n in "ab"]
+    cache = str(jobs.folder / "cache")
+    first = jobs.run(jobs.manifest(rows), cache=cache)
+    assert first.progress.inverted == 2
+    entries = Storage(cache).files()
+    assert len(entries) == 2
+    keys = {row["latents_key"] for row in rows_of(first.output).values()}
+    assert {name.rsplit("/", 1)[1] for name in entries} == {f"{k}.safetensors" for k in keys}
+
+    other = [{"row_id": n, "image": f"{n}.png", "prompt": "w"} for n in "ab"]
+    second = jobs.run(jobs.manifest(other, "other.jsonl"), str(jobs.folder / "two"), cache=cache)
+    assert (second.progress.inverted, second.progress.cached) == (0, 2)
+
+
+def test_a_damaged_cache_entry_is_replaced_and_changes_no_picture(jobs: Jobs) -> None:
+    jobs.picture("a.png", 1)
+    manifest = jobs.manifest([{"row_id": "a", "image": "a.png", "prompt": "x"}])
+    cache = str(jobs.folder / "cache")
+    first = rows_of(jobs.run(manifest, cache=cache).output)["a"]
+    (entry,) = (jobs.folder / "cache").rglob("*.safetensors")
+    sound = entry.read_bytes()
+    entry.write_bytes(sound[:-7] + bytes([sound[-7] ^ 1]) + sound[-6:])
+    second = rows_of(jobs.run(manifest, str(jobs.folder / "two"), cache=cache).output)["a"]
+    assert second["sha256"] == first["sha256"]
+    assert entry.read_bytes() == sound
+
+
+def test_copy_writes_the_guidance_image_and_inverts_nothing(jobs: Jobs) -> None:
+    image = jobs.picture("a.png", 1)
+    manifest = jobs.manifest([{"row_id": "a", "image": "a.png", "prompt": "x"}])
+    result = jobs.run(manifest, method="copy")
+    row = rows_of(result.output)["a"]
+    assert (pixels(result.output, row) == np.asarray(image)).all()
+    assert row["latents_key"] is None
+    assert row["pnp_f_t"] is None
+    assert not Storage(result.output).files("latents")
+
+
+def test_a_method_of_a_row_overrides_that_of_the_job(jobs: Jobs) -> None:
+    image = jobs.picture("a.png", 1)
+    manifest = jobs.manifest(
+        [
+            {"row_id": "pnp", "image": "a.png", "prompt": "x", "method": None},
+            {"row_id": "copy", "image": "a.png", "prompt": "x", "method": "copy"},
+            {"row_id": "back", "image": "a.png", "prompt": "x", "method": "reconstruct"},
+        ]
+    )
+    result = jobs.run(manifest)
+    rows = rows_of(result.output)
+    assert (pixels(result.output, rows["copy"]) == np.asarray(image)).all()
+    assert rows["pnp"]["sha256"] != rows["back"]["sha256"] != rows["copy"]["sha256"]
+    assert result.progress.inverted == 1
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 1}, {"batch_size": 3}, {"workers": 2}])
+def test_pictures_do_not_depend_on_batch_size_or_workers(jobs: Jobs, change: dict[str, int]) -> None:
+    for number in range(5):
+        jobs.picture(f"{number}.png", number)
+    rows = [
+        {"row_id": f"r{n}", "image": f"{n}.png", "prompt": ["a cat", "a dog"][: 1 + n % 2]}
+        for n in range(5)
+    ]
+    manifest = jobs.manifest(rows)
+    one = jobs.run(manifest, str(jobs.folder / "one")).output
+    two = jobs.run(manifest, str(jobs.folder / "two"), **change).output
+    assert set(rows_of(one)) == set(rows_of(two))
+    for row_id, row in rows_of(one).items():
+        assert np.abs(pixels(one, row) - pixels(two, rows_of(two)[row_id])).max() <= 1
+
+
+def test_order_and_interruptions_change_no_bit(jobs: Jobs) -> None:
+    for number in range(5):
+        jobs.picture(f"{number}.png", number)
+    rows = [{"row_id": f"r{n}", "image": f"{n}.png", "prompt": "x"} for n in range(5)]
+    whole = rows_of(jobs.run(jobs.manifest(rows), str(jobs.folder / "one")).output)
+    turned = jobs.manifest(rows[::-1], "turned.jsonl")
+    resumed = str(jobs.folder / "two")
+    # Four rows fail at first, as their pictures come later: one row is left to be done alone.
+    for number in range(1, 5):
+        (jobs.folder / f"{number}.png").rename(jobs.folder / f"{number}.later")
+    jobs.run(turned, resumed)
+    for number in range(1, 5):
+        (jobs.folder / f"{number}.later").rename(jobs.folder / f"{number}.png")
+    jobs.run(turned, resumed)
+    assert {k: r["sha256"] for k, r in rows_of(resumed).items()} == {
+        k: r["sha256"] for k, r in whole.items()
+    }
+
+
+def test_parquet_csv_and_json_lines_give_the_same_rows(jobs: Jobs) -> None:
+    jobs.picture("a.png", 1)
+    rows = [{"image": "a.png", "prompt": p, "kind": "k", "seed": 3} for p in ("a", "b", "a")]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, jobs.folder / "m.parquet")
+    pacsv.write_csv(table, jobs.folder / "m.csv")
+    outputs = [
+        jobs.run(str(jobs.folder / name), str(jobs.folder / f"out-{name}"), method="copy").output
+        for name in ("m.parquet", "m.csv")
+    ]
+    outputs.append(jobs.run(jobs.manifest(rows), method="copy").output)
+    found = [
+        sorted((r["row_id"], r["prompt"], r["sha256"]) for r in rows_of(o).values())
+        for o in outputs
+    ]
+    assert found[0] == found[1] == found[2]
+    assert len({row_id for row_id, _, _ in found[0]}) == 3
+
+
+def test_embedded_images_of_hugging_face_layout(jobs: Jobs) -> None:
+    image = jobs.picture("a.png", 1)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    data = (jobs.folder / "a.png").read_bytes()
+    images = [{"bytes": data, "path": "x/y.png"}, {"bytes": None, "path": "a.png"}]
+    table = pa.table({"image": pa.array(images, kind), "prompt": ["x", "y"]})
+    pq.write_table(table, jobs.folder / "m.parquet")
+    result = jobs.run(str(jobs.folder / "m.parquet"), method="copy")
+    rows = list(rows_of(result.output).values())
+    assert sorted(row["image"] for row in rows) == ["a.png", "x/y.png"]
+    for row in rows:
+        assert (pixels(result.output, row) == np.asarray(image)).all()
+        assert row["source_sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_manifest_images_output_and_cache_on_an_s3_server(
+    jobs: Jobs, s3: Callable[[str], str]
+) -> None:
+    image = jobs.picture("a.png", 1)
+    place = Storage(s3("whole-job"))
+    place.write("in/pictures/a.png", (jobs.folder / "a.png").read_bytes())
+    uri = f"{place.uri}/in/pictures/a.png"
+    lines = [
+        {"row_id": "relative", "image": "pictures/a.png", "prompt": "x"},
+        {"row_id": "absolute", "image": uri, "prompt": "x", "method": "copy"},
+        {"row_id": "gone", "image": "pictures/b.png", "prompt": "x"},
+    ]
+    place.write("in/m.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    output, cache = f"{place.uri}/out", f"{place.uri}/cache"
+    result = jobs.run(f"{place.uri}/in/m.jsonl", output, cache=cache)
+    rows = rows_of(output)
+    assert {k: r["error_type"] for k, r in rows.items()} == {
+        "relative": None,
+        "absolute": None,
+        "gone": "ImageNotFound",
+    }
+    assert (pixels(output, rows["absolute"]) == np.asarray(image)).all()
+    assert len(Storage(cache).files()) == 1
+    assert jobs.run(f"{place.uri}/in/m.jsonl", output, cache=cache).summary == result.summary
+    assert len(rows_of(output)) == 3
+
+
+def test_an_output_of_another_configuration_is_refused_with_what_differs(jobs: Jobs) -> None:
+    jobs.picture("a.png", 1)
+    manifest = jobs.manifest([{"row_id": "a", "image": "a.png", "prompt": "x"}])
+    config = jobs.config(manifest, method="copy")
+    pipeline.run(config)
+    before = recorded(config.output)
+    with pytest.raises(OutputMismatch, match=r"guidance_scale: 7.5 there, 3.0 now.*seed: 0 there"):
+        pipeline.run(with_values(config, guidance_scale=3.0, seed=9))
+    assert recorded(config.output).equals(before)
+
+
+def test_an_output_of_other_rows_is_refused(jobs: Jobs) -> None:
+    jobs.picture("a.png", 1)
+    rows = [{"row_id": name, "image": "a.png", "prompt": "x"} for name in "ab"]
+    jobs.run(jobs.manifest(rows), method="copy")
+    with pytest.raises(OutputMismatch, match="'b'"):
+        jobs.run(jobs.manifest(rows[:1]), method="copy")
+    rows[1]["prompt"] = "another"
+    with pytest.raises(OutputMismatch, match=r"changed.*'b'"):
+        jobs.run(jobs.manifest(rows), method="copy")
+
+
+def test_bad_input_is_refused_before_anything_is_written(jobs: Jobs) -> None:
+    manifest = jobs.manifest([{"row_id": "a", "image": "a.png", "prompt": "x"}] * 2)
+    with pytest.raises(InvalidManifest, match="'a' in rows 0, 1"):
+        jobs.run(manifest)
+    manifest = jobs.manifest([{"row_id": "a", "image": "a.png", "prompt": "x", "status": "s"}])
+    with pytest.raises(InvalidManifest, match="'status'"):
+        jobs.run(manifest)
+    manifest = jobs.manifest([{"row_id": "a", "image": "a.png", "prompt": "x"}])
+    with pytest.raises(InvalidModel, match="no such directory"):
+        jobs.run(manifest, model="nowhere")
+    with pytest.raises(InvalidModel, match="resolution 40"):
+        jobs.run(manifest, resolution=40)
+    assert not (jobs.folder / "out").exists()
+
+
+def test_too_many_failures_stop_the_run_early(jobs: Jobs) -> None:
+    jobs.picture("a.png", 1)
+    rows = [{"row_id": f"gone{n}", "image": f"no{n}.png", "prompt": "x"} for n in range(3)]
+    rows.append({"row_id": "a", "image": "a.png", "prompt": "x"})
+    result = jobs.run(jobs.manifest(rows), max_failed=0.5)
+    assert result.exit_code == 3
+    assert jobs.run(jobs.manifest(rows), max_failed=0.75).exit_code == 0
