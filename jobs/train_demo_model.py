@@ -1,4 +1,4 @@
-"""Trains the embedded `demo` model from nothing: draws the pictures, trains each stage, exports one folder."""
+"""Trains the embedded `demo` model from nothing: draws pictures, trains each stage, exports."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ STAGES = ("data", "encoder", "clip", "decoder", "unet", "export")
 
 @click.command(context_settings={"show_default": True})
 @click.argument("stages", nargs=-1, required=True, type=click.Choice([*STAGES, "all"]))
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Pictures, logs and checkpoints.")
-@click.option("--out", type=click.Path(path_type=Path), help="Where 'export' puts the model folder.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), required=True, help="Pictures, logs and checkpoints."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where 'export' puts the model folder."
+)
 @click.option("--steps", type=int, help="Steps of the stage instead of the recipe's.")
-@click.option("--minutes", type=float, default=math.inf, help="Stop a stage after so much training time.")
+@click.option(
+    "--minutes", type=float, default=math.inf, help="Stop a stage after so much training time."
+)
 @click.option("--batch", type=int, help="Pictures a step and process instead of the recipe's.")
 @click.option("--device", default="cpu", help="cpu or cuda.")
-def main(
+def main(  # noqa: PLR0913, PLR0917 - one parameter for each option
     stages: tuple[str, ...],
     work: Path,
     out: Path | None,

@@ -156,7 +156,7 @@ class Engine:
         rows = [row for own in images for row in own]
         owner = [index for index, own in enumerate(images) for _ in own]
         latents = None
-        if method.inverts:
+        if method.uses_model:
             latents = method.translate(
                 methods.Batch(
                     self.unet,
@@ -200,7 +200,7 @@ class Engine:
         found: dict[str, Origin] = {}
         invert_now, generate_now = [], []
         for row in rows:
-            if row.pixels is not None and not method.inverts:
+            if row.pixels is not None and not method.uses_model:
                 found[row.guidance] = Origin(torch.empty(0), row.pixels)
             elif row.guidance in self._origins:
                 self._origins.move_to_end(row.guidance)

@@ -19,11 +19,13 @@ from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
-from pnp_batch import cluster, record, results
+from pnp_batch import cluster, methods, record, results
 from pnp_batch.batches import blocks, ordered
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import (
@@ -205,6 +207,12 @@ def _resolved(job: Job) -> tuple[Work, _Graph]:
     return work, _Graph(workers, share)
 
 
+def _needs_model(rows: pa.Table) -> bool:
+    known = set(methods.names())
+    used = set(rows.filter(pc.is_null(rows["problem"]))["method"].to_pylist()) & known
+    return any(methods.get(name).uses_model for name in used)
+
+
 def _auto_workers(model: ModelFiles, available: float, share: float) -> int:
     """One actor for each GPU share; on CPUs one for each core, as far as memory reaches."""
     if share:
@@ -224,6 +232,7 @@ class _Execution:
         self.error: JobError | None = None
         self.state = record.RUNNING
         self._stopping = ""
+        self._signalled = False
         self._control: Any = None
         self._thread = threading.Thread(target=self._run, name="pnp-batch-run", daemon=True)
 
@@ -253,6 +262,8 @@ class _Execution:
         with _handling(self._on_signal):
             while self._thread.is_alive():
                 self.counts = ray.get(self._control.counts.remote())
+                if self._signalled:
+                    self.stop(record.INTERRUPTED)
                 yield self.counts
                 self._thread.join(POLL_SECONDS)
         self.counts = ray.get(self._control.counts.remote())
@@ -265,9 +276,9 @@ class _Execution:
             ray.get(self._control.stop.remote())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._stopping == record.INTERRUPTED:
+        if self._signalled:
             raise Interrupted("stopped at once", "run the same command again to go on")
-        self.stop(record.INTERRUPTED)
+        self._signalled = True  # the watching loop talks to Ray, not a signal handler
 
     def _run(self) -> None:
         try:
@@ -279,11 +290,12 @@ class _Execution:
         work, graph = self._work, self._graph
         rows = ordered(self._job.todo)
         wanted = max(graph.workers * BLOCKS_A_WORKER, len(rows) // LARGEST_BLOCK)
-        data: ray.data.Dataset = ray.data.from_arrow(blocks(rows, wanted))
+        pieces = blocks(rows, wanted)
+        data: ray.data.Dataset = ray.data.from_arrow(pieces)
         # Another share of a CPU than the actors' keeps Ray from fusing loading into them.
         data = data.map_batches(
             load,  # type: ignore[arg-type]  # its second argument comes from fn_kwargs
-            fn_kwargs={"work": work},
+            fn_kwargs={"work": work, "control": self._control},
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=0.5,
@@ -293,10 +305,14 @@ class _Execution:
             warnings.simplefilter("ignore", RayDeprecationWarning)
             data = data.map_batches(
                 Translate,
-                fn_constructor_kwargs={"work": work, "control": self._control},
+                fn_constructor_kwargs={
+                    "work": work,
+                    "control": self._control,
+                    "preload": _needs_model(rows),
+                },
                 batch_format="pyarrow",
                 batch_size=None,
-                compute=ActorPoolStrategy(size=graph.workers),
+                compute=ActorPoolStrategy(size=min(graph.workers, len(pieces))),
                 num_cpus=1,
                 num_gpus=graph.gpus_per_worker or None,
                 max_task_retries=TASK_RETRIES,

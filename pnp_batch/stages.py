@@ -1,6 +1,7 @@
 """The stages of a run as Ray Data sees them: load, translate, write. Arrow tables in and out.
 
-Each is a thin adapter around a floor below that knows nothing of Ray.
+Each is a thin adapter around a floor below that knows nothing of Ray. Only the actors that
+translate import torch, and only once a row needs it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
@@ -20,11 +22,13 @@ from ray.data.block import Block, BlockAccessor
 
 from pnp_batch import methods, results, sink, source
 from pnp_batch.batches import RECIPE, Shape
-from pnp_batch.engine import Engine, Outcome, Row
 from pnp_batch.errors import InvalidRow, RowError
 from pnp_batch.latents import LatentCache
-from pnp_batch.models import ModelFiles, StableDiffusion
+from pnp_batch.models import ModelFiles
 from pnp_batch.storage import Storage
+
+if TYPE_CHECKING:
+    from pnp_batch.engine import Engine, Outcome, Row
 
 READERS = 8
 # What the engine needs of a row; the other columns only travel along.
@@ -89,12 +93,15 @@ class Control:
         return self._stopped
 
 
-def load(table: pa.Table, work: Work) -> pa.Table:
+def load(table: pa.Table, work: Work, control: Any) -> pa.Table:  # noqa: ANN401 - actor handle
     """Reads, decodes and prepares the guidance images of a block; rows that share one share it.
 
     Adds the columns `pixels` (RGB bytes of the working image, null where there is none),
-    `source_sha256`, `error_type` and `error_message`: what fails becomes the row's error.
+    `source_sha256`, `error_type` and `error_message`: what fails becomes the row's error. After a
+    stop nothing is read any more, and the block goes on without rows.
     """
+    if _stopped(control):
+        table = table.slice(0, 0)
     rows = table.select(["guidance", "image", "image_bytes", "problem"]).to_pylist()
     distinct = {row["guidance"]: row for row in rows if row["problem"] is None}
     with ThreadPoolExecutor(READERS) as readers:
@@ -132,15 +139,24 @@ def _load(row: Mapping[str, Any], work: Work) -> tuple[bytes | None, str | None,
 
 
 class Translate:
-    """An actor that holds the model and translates the rows of a block."""
+    """An actor that translates the rows of a block, with the model where rows need one."""
 
-    def __init__(self, work: Work, control: Any) -> None:  # noqa: ANN401 - an actor handle
-        import torch
-
-        torch.set_num_threads(work.threads)
+    def __init__(self, work: Work, control: Any, preload: bool) -> None:  # noqa: ANN401
         self._work = work
         self._control = control
-        self._engine = Engine(
+        if preload:  # while the first images are read
+            _ = self._engine
+
+    @cached_property
+    def _engine(self) -> Engine:
+        import torch
+
+        from pnp_batch.engine import Engine
+        from pnp_batch.models import StableDiffusion
+
+        work = self._work
+        torch.set_num_threads(work.threads)
+        return Engine(
             StableDiffusion(work.model, work.device, work.dtype),
             steps=work.steps,
             inversion_steps=work.inversion_steps,
@@ -151,24 +167,35 @@ class Translate:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Translates what can be; rows that a stop left out are missing from the answer."""
         records = table.select(list(NEEDED)).to_pylist()
-        place = {record["row_id"]: index for index, record in enumerate(records)}
-        made: dict[int, Outcome | None] = {
-            index: None for index, record in enumerate(records) if record["error_type"] is not None
-        }
-        rows = [self._row(record) for index, record in enumerate(records) if index not in made]
+        made: dict[int, bytes | None] = {}
+        outcomes: dict[int, Outcome] = {}
+        for index, record in enumerate(records):
+            if record["error_type"] is not None:
+                made[index] = None
+            elif record["pixels"] is not None and not methods.get(record["method"]).uses_model:
+                made[index] = record["pixels"]
+        rest = {r["row_id"]: i for i, r in enumerate(records) if i not in made}
+        if rest:
+            rows = [self._row(records[index]) for index in rest.values()]
+            for outcome in self._engine.translate(rows, lambda: _stopped(self._control)):
+                index = rest[outcome.row.row_id]
+                outcomes[index] = outcome
+                made[index] = None if outcome.image is None else outcome.image.tobytes()
+        self._report(outcomes.values())
+        kept = table.take(pa.array(made, pa.int64()))
+        return self._recorded(kept, list(made.values()), [outcomes.get(i) for i in made])
+
+    def _report(self, outcomes: Iterable[Outcome]) -> None:
         keys: dict[str, set[str]] = {"cached": set(), "inverted": set()}
-        for outcome in self._engine.translate(rows, self._stopped):
-            made[place[outcome.row.row_id]] = outcome
+        for outcome in outcomes:
             if outcome.latents_key:
                 keys["cached" if outcome.cached else "inverted"].add(outcome.latents_key)
         keys["cached"] -= keys["inverted"]
         self._control.add.remote({name: len(found) for name, found in keys.items()})
-        return self._recorded(table.take(pa.array(made, pa.int64())), list(made.values()))
-
-    def _stopped(self) -> bool:
-        return bool(ray.get(self._control.stopped.remote()))
 
     def _row(self, record: Mapping[str, Any]) -> Row:
+        from pnp_batch.engine import Row
+
         side = self._work.resolution
         pixels = record["pixels"]
         return Row(
@@ -185,12 +212,13 @@ class Translate:
             parameters={n: record[n] for n in RECIPE[1:] if record[n] is not None},
         )
 
-    def _recorded(self, table: pa.Table, outcomes: list[Outcome | None]) -> pa.Table:
+    def _recorded(
+        self, table: pa.Table, images: list[bytes | None], outcomes: list[Outcome | None]
+    ) -> pa.Table:
         """The rows as the results hold them, but for what the sink adds; and their pixels."""
-        images = [outcome.image if outcome else None for outcome in outcomes]
         side = self._work.resolution
         columns: dict[str, list[Any]] = {
-            "pixels": [None if image is None else image.tobytes() for image in images],
+            "pixels": images,
             "width": [None if image is None else side for image in images],
             "height": [None if image is None else side for image in images],
             "status": [results.ERROR if image is None else results.OK for image in images],
@@ -252,6 +280,10 @@ class Sink(Datasink[None]):
         counts: Counter[str] = Counter(recorded["status"].to_pylist())
         # Waited for, so that no count is lost when the run ends right after.
         ray.get(self._control.add.remote(dict(counts)))
+
+
+def _stopped(control: Any) -> bool:  # noqa: ANN401 - an actor handle
+    return bool(ray.get(control.stopped.remote()))
 
 
 def _kind(error: RowError | None) -> str | None:

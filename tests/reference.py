@@ -158,9 +158,13 @@ def evaluate(unet, x, t: int, text, given: Features = NOTHING):
 
 
 def inversion_timesteps(noise: Noise, multiple: int) -> list[int]:
-    """The sampling timesteps ascending, each interval between two of them cut into `multiple`."""
+    """The sampling timesteps ascending, each interval between two of them cut into `multiple`.
+
+    So is the interval from the image, where time is 0, to the lowest of them.
+    """
     rising = noise.timesteps[::-1]
-    timesteps = rising[:1]
+    below = [round(k * rising[0] / multiple) for k in range(1, multiple)]
+    timesteps = [*(t for t in dict.fromkeys(below) if 0 < t < rising[0]), rising[0]]
     for a, b in pairwise(rising):
         timesteps += [a + round(k * (b - a) / multiple) for k in range(1, multiple + 1)]
     return timesteps

@@ -265,7 +265,7 @@ def test_documents_stay_short(document, limit):
     "wanted",
     [
         pytest.param(r"!\[.*\]\(.+\.(png|jpg|webp|gif|svg)\)|<img ", id="a picture"),
-        pytest.param(r"\d[\d.,]* ?(s|seconds|minutes|min|images?/s|images)\b", id="a number"),
+        pytest.param(r"\d[\d.,]* ?(times|s|seconds|minutes|images?/s)\b", id="a measured number"),
         pytest.param(r"make demo", id="the install and first command"),
         pytest.param(r"pnp-batch run .*--output", id="the main command"),
         pytest.param(r"(?m)^.*\bprompt\b.*$", id="a manifest"),

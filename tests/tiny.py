@@ -63,6 +63,11 @@ _UNET: dict[str, dict[str, Any]] = {
     "sd1": {"attention_head_dim": 2, "use_linear_projection": False},
     "sd2": {"attention_head_dim": [2, 2, 4, 4], "use_linear_projection": True},
 }
+# A third less to compute: the decoder, which Plug-and-Play reads and writes, is the whole one.
+DECODER_ATTENTION_ONLY = {
+    "down_block_types": ("DownBlock2D",) * 4,
+    "mid_block_type": "UNetMidBlock2D",
+}
 
 
 def new_unet(layout: str, strength: float = 1.0, **changes: Any) -> UNet2DConditionModel:

@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 
 from pnp_batch.errors import InvalidConfig, InvalidModel
 
@@ -53,11 +52,21 @@ class Schedule:
         """The steps (s, t) of an inversion, from the image up to the noisiest timestep.
 
         Every interval between two sampling timesteps is divided into `inversion_steps / steps`
-        parts, so that each sampling timestep is met exactly.
+        parts, so that each sampling timestep is met exactly; and so is the interval below the
+        first, as far as there are timesteps in it.
+
+        Raises:
+            InvalidConfig: `inversion_steps` is no multiple of the steps, or too many.
         """
-        parts = inversion_steps // self.steps
+        parts, left = divmod(inversion_steps, self.steps)
+        if left or not parts:
+            raise InvalidConfig(
+                f"inversion_steps is {inversion_steps}, not a multiple of steps, {self.steps}",
+                f"use --inversion-steps {max(1, parts) * self.steps}",
+            )
         rising = self.timesteps[::-1]
-        marks = [rising[0]]
+        below = {round(rising[0] * k / parts) for k in range(1, parts)} - {0, rising[0]}
+        marks = [*sorted(below), rising[0]]
         for low, high in pairwise(rising):
             marks += [low + round((high - low) * k / parts) for k in range(1, parts + 1)]
         if len(set(marks)) != len(marks):
@@ -81,6 +90,8 @@ def make_schedule(scheduler_config: Mapping[str, Any], steps: int) -> Schedule:
             f"the model predicts {prediction!r}; DDIM inversion here needs one of {PREDICTIONS}",
             "use a Stable Diffusion 1.x or 2.x model",
         )
+    from diffusers import DDIMScheduler
+
     # diffusers' scheduler owns every spacing rule (leading, trailing, offsets, zero terminal SNR).
     scheduler = DDIMScheduler.from_config(dict(scheduler_config))
     if steps > scheduler.config.num_train_timesteps:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from diffusers.models.attention_processor import FusedAttnProcessor2_0
 from torch import nn
 
 from pnp_batch.errors import InvalidModel
@@ -60,10 +61,17 @@ def _layer(unet: nn.Module, kind: str, layer: int) -> nn.Module:
 
 def _self_attention(unet: nn.Module, layer: int) -> nn.Module:
     transformer: Any = _layer(unet, "attentions", layer)
-    attention: nn.Module = transformer.transformer_blocks[0].attn1
-    if getattr(attention, "fused_projections", False):
+    blocks: Any = getattr(transformer, "transformer_blocks", ())
+    if not len(blocks):
+        raise InvalidModel(
+            f"the attention of decoder layer {layer} is no transformer: it has no self-attention "
+            "that Plug-and-Play could inject",
+            "use a Stable Diffusion 1.x or 2.x model",
+        )
+    attention: Any = blocks[0].attn1
+    if isinstance(attention.processor, FusedAttnProcessor2_0):
         raise InvalidModel(
             f"decoder layer {layer} has fused q, k, v projections, which hide its queries and keys",
             "call unet.unfuse_qkv_projections() first",
         )
-    return attention
+    return attention  # type: ignore[no-any-return]

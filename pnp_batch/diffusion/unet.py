@@ -16,7 +16,7 @@ class UNet:
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module.eval().requires_grad_(False)
         self.sites: Sites = find_sites(module)
-        self.evaluations = 0  # rows evaluated in full, for the cost that a run reports
+        self.evaluations = 0  # rows begun, guidance rows that stop early among them
 
     def __call__(self, x: torch.Tensor, t: int, text: torch.Tensor) -> torch.Tensor:
         """Predicts from latents (B, C, h, w) at timestep `t` and text (B, tokens, D)."""

@@ -66,6 +66,7 @@ class Method:
         paper: where it was published, empty for the two that are not edits.
         parameters: those of its options that shape its pictures.
         inverts: whether it starts from the guidance image's trajectory.
+        uses_model: False if the translation is the guidance image itself.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Method:
     paper: str = ""
     parameters: tuple[str, ...] = ()
     inverts: bool = True
+    uses_model: bool = True
 
     def cost(self, steps: int, parameters: Mapping[str, float]) -> Cost:
         """Counts the UNet evaluations of one guidance image and of one row."""

@@ -16,6 +16,7 @@ class Copy(Method):
     name = "copy"
     summary = "the guidance image itself, the prompt is not used"
     inverts = False
+    uses_model = False
 
     def cost(self, steps: int, parameters: Mapping[str, float]) -> Cost:
         """Nothing is evaluated."""

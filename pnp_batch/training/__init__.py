@@ -1,1 +1,1 @@
-"""The recipe of the embedded `demo` model: draw pictures, train VAE, CLIP and UNet, export one pipeline folder."""
+"""The recipe of the embedded `demo` model: draw pictures, train VAE, CLIP and UNet, export."""

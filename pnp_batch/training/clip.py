@@ -1,8 +1,9 @@
-"""Stage 2: a byte-pair tokenizer learnt from the captions and a small CLIP, whose text tower steers the UNet."""
+"""Stage 2: a tokenizer learnt from the captions, and a small CLIP whose texts steer the UNet."""
 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ Pair = tuple[str, str]
 
 
 def byte_letters() -> list[str]:
-    """The 256 printable letters that stand for bytes in OpenAI's byte-pair encoding, printable bytes first."""
+    """The 256 letters that stand for bytes in OpenAI's byte-pair encoding, printable first."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return [chr(b) for b in printable] + [chr(256 + k) for k in range(len(others))]
@@ -45,7 +46,7 @@ def learn_merges(captions: list[str]) -> list[Pair]:
     while True:
         pairs: Counter[Pair] = Counter()
         for word, symbols in words.items():
-            for pair in zip(symbols, symbols[1:], strict=False):
+            for pair in pairwise(symbols):
                 pairs[pair] += counts[word]
         if not pairs:
             return merges
@@ -91,12 +92,14 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         pad_token_id=end,
     )
     vision = CLIPVisionConfig(**shape, num_hidden_layers=4, image_size=64, patch_size=8)
-    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
+    config = CLIPConfig(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH
+    )
     return CLIPModel(config)
 
 
 class ClipTask:
-    """The symmetric contrastive loss of CLIP (Radford et al. 2021); equal captions are no negatives."""
+    """The contrastive loss of CLIP (Radford et al. 2021); equal captions are no negatives."""
 
     def __init__(self, directory: Path, batch: int = 96, device: str = "cpu") -> None:
         """Reads the pictures drawn into ``directory`` and tokenizes their captions."""
@@ -112,7 +115,9 @@ class ClipTask:
         index = torch.randint(len(self.pictures), (self.size,), generator=generator)
         ids = self.ids[index].to(self.device)
         out = self.module(input_ids=ids, pixel_values=self.pictures.batch(index, self.device))
-        same = (ids[:, None] == ids[None]).all(-1) & ~torch.eye(self.size, dtype=torch.bool, device=self.device)
+        same = (ids[:, None] == ids[None]).all(-1) & ~torch.eye(
+            self.size, dtype=torch.bool, device=self.device
+        )
         logits = out.logits_per_image.masked_fill(same, -1e4)
         target = torch.arange(self.size, device=self.device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -121,7 +126,7 @@ class ClipTask:
 
     @torch.no_grad()
     def measure(self, average: nn.Module) -> dict[str, float]:
-        """Retrieval on held-out pictures: is the caption the best, or among the best five, of all?"""
+        """Retrieval on held-out pictures: is the caption the best, or among the best five?"""
         index = torch.arange(min(500, len(self.held_out)))
         texts = [self.held_out.captions[k] for k in index.tolist()]
         ids = tokenize(self.tokenizer, texts).to(self.device)

@@ -1,4 +1,4 @@
-"""The training pictures: drawn once from fixed seeds into numpy files, with captions; a held-out part apart."""
+"""The training pictures: drawn once from fixed seeds, kept with captions; a held-out part apart."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import random
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pnp_batch.world import Spec, caption, draw, random_spec
+from pnp_batch.world import (
+    COLOURS,
+    OBJECTS,
+    RENDITIONS,
+    SCENES,
+    Spec,
+    caption,
+    draw,
+    random_spec,
+)
 from pnp_batch.world.captions import loose_caption
 
 CHUNK = 1024
@@ -57,7 +67,9 @@ def draw_chunk(directory: Path, chunk: int, count: int = CHUNK) -> None:
     drawings = [draw(spec) for spec in specs(chunk, count)]
     rng = random.Random(f"loose/{chunk}")
     words = [
-        loose_caption(d.spec, rng) if rng.random() < LOOSE_SHARE and chunk != HELD_OUT else d.caption
+        loose_caption(d.spec, rng)
+        if rng.random() < LOOSE_SHARE and chunk != HELD_OUT
+        else d.caption
         for d in drawings
     ]
     partial = target.with_suffix(".partial")
@@ -113,10 +125,6 @@ def load(directory: Path, held_out: bool = False) -> Pictures:
 
 def every_caption() -> list[str]:
     """Every full caption that the world can say, sorted; the vocabulary is learnt from them."""
-    from itertools import product
-
-    from pnp_batch.world import COLOURS, OBJECTS, RENDITIONS, SCENES
-
     said = {
         caption(Spec(o, c, s, r, 0.3, 0.5, 0.5, False, 0))
         for o, c, s, r in product(OBJECTS, COLOURS, SCENES, RENDITIONS)

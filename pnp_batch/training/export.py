@@ -1,4 +1,4 @@
-"""Stage 4: everything in half precision as one Stable Diffusion folder, with the whole CLIP beside it."""
+"""Stage 4: everything in half precision as one Stable Diffusion folder, with CLIP beside it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def weight_bytes(directory: Path) -> int:
 
 
 def export(work: Path, out: Path) -> None:
-    """Writes the folder ``out`` through a temporary one beside it; files of ``out`` not named so stay.
+    """Writes the folder ``out`` through one beside it; other files in ``out`` stay.
 
     Raises ValueError when the weights exceed 25 MB, before anything in ``out`` changes.
     """
@@ -81,7 +81,9 @@ def export(work: Path, out: Path) -> None:
     image_processor().save_pretrained(fresh / "clip")
     scrub(fresh)
     if weight_bytes(fresh) > LIMIT_BYTES:
-        raise ValueError(f"{fresh}: {weight_bytes(fresh):,} bytes of weights, at most {LIMIT_BYTES:,}")
+        raise ValueError(
+            f"{fresh}: {weight_bytes(fresh):,} bytes of weights, at most {LIMIT_BYTES:,}"
+        )
     swap(fresh, out)
 
 

@@ -1,29 +1,31 @@
-"""Layer-swap influence: how much of another picture comes in when one layer's output is taken from it."""
+"""Layer-swap influence: how much of another picture one layer's output brings in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 def self_attentions(unet: nn.Module) -> list[nn.Module]:
-    """The decoder's self-attention layers that Plug-and-Play injects queries and keys into (layers 4 to 11)."""
-    blocks = unet.up_blocks  # type: ignore[union-attr]
+    """The self-attention layers that Plug-and-Play injects queries and keys into (4 to 11)."""
+    blocks: Any = unet.up_blocks
     sites = [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
-    return [blocks[b].attentions[k].transformer_blocks[0].attn1 for b, k in sites]  # type: ignore[index,union-attr]
+    return [blocks[b].attentions[k].transformer_blocks[0].attn1 for b, k in sites]
 
 
 def layers(unet: nn.Module) -> dict[str, list[nn.Module]]:
-    """The layers whose influence matters, by name; ``feature`` is the site of the injected feature."""
-    blocks = unet.up_blocks  # type: ignore[union-attr]
-    attention = self_attentions(unet)
+    """The layers whose influence matters, by name; ``feature`` is what Plug-and-Play injects."""
+    blocks: Any = unet.up_blocks
+    mid: Any = unet.mid_block
+    attention: list[Any] = list(self_attentions(unet))
     return {
-        "mid": [unet.mid_block],  # type: ignore[list-item]
-        "feature": [blocks[1].resnets[1].conv2],  # type: ignore[index,union-attr,list-item]
-        "up1": [blocks[1].resnets[2]],  # type: ignore[index,union-attr,list-item]
-        "qk": [layer for a in attention for layer in (a.to_q, a.to_k)],  # type: ignore[misc]
+        "mid": [mid],
+        "feature": [blocks[1].resnets[1].conv2],
+        "up1": [blocks[1].resnets[2]],
+        "qk": [layer for a in attention for layer in (a.to_q, a.to_k)],
     }
 
 
@@ -47,13 +49,15 @@ def swapped(forward: Callable[[], Tensor], modules: list[nn.Module]) -> Tensor:
 def influence(
     unet: nn.Module, pair: tuple[Tensor, Tensor], empty: Tensor, time: int, alpha_bar: float
 ) -> dict[str, float]:
-    """For each of `layers` the change of the predicted x0 over the distance of the two pictures' own.
+    """For each of `layers` the change of the predicted x0 over the two pictures' distance.
 
-    ``pair`` are latents of different pictures (n, c, h, w), noised alike to ``time``; ``empty`` is the
-    empty text's embedding (1, tokens, width). 0 means that the layer is dead, 1 that it says everything.
+    ``pair`` are latents of different pictures (n, c, h, w), noised alike to ``time``; ``empty``
+    is the empty text's embedding (1, tokens, width). 0: the layer is dead, 1: it says everything.
     """
     half = len(pair[0])
-    noise = torch.randn(pair[0].shape, generator=torch.Generator().manual_seed(0)).to(pair[0].device)
+    noise = torch.randn(pair[0].shape, generator=torch.Generator().manual_seed(0)).to(
+        pair[0].device
+    )
     a, s = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
     noisy = torch.cat([a * latents + s * noise for latents in pair])
     text = empty.expand(2 * half, -1, -1)

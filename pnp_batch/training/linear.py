@@ -1,7 +1,7 @@
-"""The best linear autoencoder, found in minutes and written into the direct path of an `AutoencoderKL`.
+"""The best linear autoencoder, found in minutes and installed in an `AutoencoderKL`'s direct path.
 
-From default weights a small autoencoder needs hours until hue reaches its latents; started from here it
-reconstructs well at once, and training only has to improve on that.
+From default weights a small autoencoder needs hours until hue reaches its latents; started from
+here it reconstructs well at once, and training only has to improve on that.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ LOUD = 12.0
 LOG_VARIANCE = -6.0
 
 
-def convolution(inputs: int, outputs: int, kernel: int, **options: int) -> nn.Conv2d:
+def convolution(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0
+) -> nn.Conv2d:
     """A convolution without bias that starts orthogonal."""
-    layer = nn.Conv2d(inputs, outputs, kernel, bias=False, **options)
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
     nn.init.orthogonal_(layer.weight)
     return layer
 
 
 class LinearAutoencoder(nn.Module):
-    """The convolutions that an `AutoencoderKL` of widths (16, 32, 64) has on its direct path, and no other."""
+    """Only the convolutions on the direct path of an `AutoencoderKL` of widths (16, 32, 64)."""
 
     def __init__(self, channels: int) -> None:
         """``channels`` is the number of latent channels."""
@@ -59,7 +61,7 @@ class LinearAutoencoder(nn.Module):
     def inner(self, x: Tensor) -> Tensor:
         """Pictures (n, 3, h, w) up to the last convolution of the encoder, (n, 28, h/4, w/4)."""
         for layer in list(self.inward)[:-1]:
-            x = layer(F.pad(x, (0, 1, 0, 1)) if layer.stride == (2, 2) else x)  # type: ignore[operator]
+            x = layer(F.pad(x, (0, 1, 0, 1)) if layer.stride == (2, 2) else x)
         return x
 
     def encode(self, x: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ def install(linear: LinearAutoencoder, vae: AutoencoderKL, pictures: Tensor) -> 
 
     Residual branches start silent. The normalisation and SiLU before each last convolution become
     transparent: each group holds values with both signs, since silu(x) - silu(-x) = x, and a loud
-    constant with both signs, so that its mean is 0 and its deviation the same for every picture.
+    constant with both signs, so that its mean is 0 and its deviation alike for every picture.
     """
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
@@ -145,10 +147,10 @@ def install(linear: LinearAutoencoder, vae: AutoencoderKL, pictures: Tensor) -> 
     inner, outer = linear.inner(pictures), linear.outer(linear.encode(pictures))
     channels = len(linear.inward[5].weight)  # type: ignore[arg-type]
     last = torch.zeros_like(encoder.conv_out.weight)
-    ending = Ending(down[2].resnets[0].conv_shortcut, encoder.conv_norm_out, encoder.conv_out)
+    ending = Ending(down[2].resnets[0].conv_shortcut, encoder.conv_out)
     ending.lay(linear.inward[4].weight, linear.inward[5].weight, inner, last)  # type: ignore[arg-type]
     last = torch.zeros_like(decoder.conv_out.weight)
-    ending = Ending(up[2].resnets[0].conv_shortcut, decoder.conv_norm_out, decoder.conv_out)
+    ending = Ending(up[2].resnets[0].conv_shortcut, decoder.conv_out)
     ending.lay(linear.outward[4].weight, linear.outward[5].weight, outer, last)  # type: ignore[arg-type]
     decoder.conv_out.bias.copy_(linear.shift.flatten())
     set_frame(linear, vae, linear.encode(pictures), channels)
@@ -156,10 +158,9 @@ def install(linear: LinearAutoencoder, vae: AutoencoderKL, pictures: Tensor) -> 
 
 @dataclass(frozen=True)
 class Ending:
-    """The shortcut that feeds a last normalisation, that normalisation, and the convolution after it."""
+    """The shortcut that feeds a last normalisation, and the convolution after that."""
 
     shortcut: nn.Conv2d
-    norm: nn.GroupNorm
     last: nn.Conv2d
 
     def lay(self, before: Tensor, after: Tensor, values: Tensor, weight: Tensor) -> None:
@@ -182,11 +183,13 @@ class Ending:
         self.last.weight.copy_(weight)
 
 
-def set_frame(linear: LinearAutoencoder, vae: AutoencoderKL, latents: Tensor, channels: int) -> None:
+def set_frame(
+    linear: LinearAutoencoder, vae: AutoencoderKL, latents: Tensor, channels: int
+) -> None:
     """Turns the latents so that their channels are independent, the strongest in the picture first.
 
-    Each is scaled by the square root of its deviation: halfway between pixels, where detail drowns in
-    the noise, and white, where it counts as much as colour. Mean 0, mean square 1.
+    Each gets the square root of its deviation: halfway between pixels, where detail drowns in the
+    noise, and white, where it counts as much as colour. Mean 0, mean square 1.
     """
     flat = latents.transpose(0, 1).reshape(channels, -1)
     impulses = torch.zeros(channels, channels, 9, 9)

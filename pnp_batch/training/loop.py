@@ -1,4 +1,4 @@
-"""One resumable training loop for all stages: a task gives a module and a loss, a checkpoint holds the rest."""
+"""One resumable training loop for all stages: a task gives a module and a loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """What is trained: ``loss`` may use no randomness but the generator's, so that resuming is exact."""
+    """What is trained; no randomness but the generator's, so that resuming is exact."""
 
     module: nn.Module
 
@@ -103,7 +103,9 @@ class Run:
     @property
     def progress(self) -> float:
         """The part of the budget that is spent, from 0 to 1."""
-        return min(1.0, max(self.step / self.settings.steps, self.seconds / 60 / self.settings.minutes))
+        return min(
+            1.0, max(self.step / self.settings.steps, self.seconds / 60 / self.settings.minutes)
+        )
 
     def rate(self) -> float:
         """The learning rate of the coming step."""
@@ -121,15 +123,16 @@ class Run:
         )
         loss, numbers = self.task.loss(generator, self.progress)
         self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         share_gradients(self.task.module)
         norm = nn.utils.clip_grad_norm_(self.task.module.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
         keep = min(self.settings.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            mine = list(self.average.parameters())
-            torch._foreach_lerp_(mine, list(self.task.module.parameters()), 1 - keep)
+            mine: list[Tensor] = list(self.average.parameters())
+            theirs: list[Tensor] = list(self.task.module.parameters())
+            torch._foreach_lerp_(mine, theirs, 1 - keep)
         return {"loss": loss.item(), "norm": norm.item(), **numbers}
 
     def finish(self) -> nn.Module:

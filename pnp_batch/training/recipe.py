@@ -1,4 +1,4 @@
-"""The recipe: which stage runs with which settings; every number that made the shipped model stands here."""
+"""The recipe: the settings of each stage, every number that made the shipped model."""
 
 from __future__ import annotations
 

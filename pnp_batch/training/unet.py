@@ -1,8 +1,11 @@
-"""Stage 3: the UNet, in Stable Diffusion 1's topology, learns to predict noise on cached latents and texts."""
+"""Stage 3: the UNet, in Stable Diffusion 1's topology, learns to predict noise on latents."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -16,6 +19,7 @@ from pnp_batch.training.loop import Run, Settings
 from pnp_batch.training.vae import CHANNELS
 
 EMPTY_SHARE = 0.1
+SHORTCUT_DROPOUT = 0.3
 SNR_CAP = 5.0
 
 
@@ -82,10 +86,14 @@ def embed(clip: Path, texts: list[str]) -> Tensor:
 
 
 class UnetTask:
-    """Noise prediction with min-SNR weights (Hang et al. 2023); one caption in ten is left empty."""
+    """Noise prediction with min-SNR weights (Hang et al. 2023); one caption in ten is left empty.
+
+    For three pictures in ten the shortcut around the feature that Plug-and-Play injects is dropped,
+    so that the feature itself has to carry what the picture shows.
+    """
 
     def __init__(self, work: Path, batch: int = 32, device: str = "cpu") -> None:
-        """Reads latents from ``work/vae`` and embeds the distinct captions with ``work/clip``."""
+        """Reads latents from ``work/vae`` and embeds the captions with ``work/clip``."""
         self.device, self.size = torch.device(device), batch
         self.latents: Tensor = torch.load(work / "vae" / "latents.pt", weights_only=True)
         self.held_out: Tensor = torch.load(work / "vae" / "held_out.pt", weights_only=True).float()
@@ -108,7 +116,9 @@ class UnetTask:
         t = (spread * 1000 / self.size).long().clamp(max=999)
         x0 = self.latents[index].float()
         noise = torch.randn(x0.shape, generator=generator)
-        error = self.errors(self.module, x0, noise, t, text)
+        kept = torch.rand(self.size, generator=generator) >= SHORTCUT_DROPOUT
+        with without_shortcut(self.module, kept.to(self.device)):
+            error = self.errors(self.module, x0, noise, t, text)
         ratio = self.alpha_bar[t] / (1 - self.alpha_bar[t])
         weight = (ratio.clamp(max=SNR_CAP) / ratio).to(self.device)
         return (weight * error).mean(), {"eps_mse": error.mean().item()}
@@ -138,6 +148,21 @@ class UnetTask:
             found = influence(average, pair, empty, time, float(self.alpha_bar[time]))
             numbers |= {f"{name}_{time}": value for name, value in found.items()}
         return numbers
+
+
+@contextmanager
+def without_shortcut(unet: nn.Module, kept: Tensor) -> Iterator[None]:
+    """Silences the shortcut beside the injected feature where ``kept`` (bool, (n,)) is false."""
+
+    def silence(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        return output * kept[:, None, None, None]
+
+    blocks: Any = unet.up_blocks
+    handle = blocks[1].resnets[1].conv_shortcut.register_forward_hook(silence)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def train(work: Path, settings: Settings, batch: int = 32, device: str = "cpu") -> None:

@@ -1,7 +1,7 @@
-"""Stage 1: the autoencoder, 64 x 64 pixels to 16 x 16 latents of 8 channels, in Stable Diffusion's format.
+"""Stage 1: the autoencoder, 64 x 64 pixels to 16 x 16 latents of 8 channels, in SD's format.
 
-Its encoder is the best linear one (`linear`) and stays as it is, so that the latents never move; the
-decoder is then trained to do better than linear.
+Its encoder is the best linear one (`linear`) and stays as it is, so that the latents never move;
+the decoder is then trained to do better than linear.
 """
 
 from __future__ import annotations

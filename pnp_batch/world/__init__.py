@@ -1,4 +1,4 @@
-"""The picture world: small drawn pictures with exact masks, captions and attributes (numpy and pillow only)."""
+"""The picture world: small drawn pictures with exact masks, captions and attributes."""
 
 from pnp_batch.world.captions import caption
 from pnp_batch.world.drawing import Drawing, draw

@@ -1,4 +1,4 @@
-"""Words for a picture: a caption says everything that the picture shows and nothing that it does not."""
+"""Words for a picture: a caption says everything that the picture shows, and nothing else."""
 
 from __future__ import annotations
 

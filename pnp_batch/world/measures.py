@@ -1,7 +1,7 @@
-"""Measures without any network: structure against the source, and colour, scene, rendition read from pixels.
+"""Measures without any network: structure, and colour, scene and rendition read from the pixels.
 
-Pictures are uint8 arrays (h, w, 3), masks bool arrays (h, w). What a picture shows is decided by comparing
-it with drawings of the world, so the measures hold for pictures of this world only.
+Pictures are uint8 arrays (h, w, 3), masks bool arrays (h, w). What a picture shows is decided by
+comparing it with drawings of the world, so the measures hold for pictures of this world only.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def edge_strength(picture: Picture) -> Floats:
 
 
 def edge_correlation(a: Picture, b: Picture) -> float:
-    """Pearson correlation of two pictures' edges, from -1 to 1: the same structure in any rendition."""
+    """Pearson correlation of two pictures' edges, from -1 to 1."""
     first, second = edge_strength(a).ravel(), edge_strength(b).ravel()
     if first.std() < 1e-6 or second.std() < 1e-6:
         return 0.0
@@ -55,10 +55,10 @@ def edge_correlation(a: Picture, b: Picture) -> float:
 
 
 def read_mask(picture: Picture, threshold: float = 45.0) -> Mask:
-    """The object's mask in a solid rendition: what the background does not reach from the left and right.
+    """The object's mask in a solid rendition: what the background does not reach from outside.
 
-    A pixel counts as background if it is closer than ``threshold`` (RGB distance) to a colour at the
-    border of its row or a neighbouring one.
+    A pixel counts as background if it is closer than ``threshold`` (RGB distance) to a colour at
+    the border of its row or a neighbouring one.
     """
     values = picture.astype(np.float64)
     height, width = values.shape[:2]
@@ -116,7 +116,7 @@ def chroma(pixels: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Classes:
-    """Feature vectors of drawings, one mean per name, and the inverse of their common covariance."""
+    """Feature means of drawings, one per name, and the inverse of their common covariance."""
 
     names: tuple[str, ...]
     means: Floats
@@ -129,7 +129,7 @@ class Classes:
         spread_out = np.concatenate([s - m for s, m in zip(samples, means, strict=True)])
         covariance = np.cov(spread_out.T)
         ridge = 0.05 * np.diag(np.diag(covariance)) + 1e-6 * np.eye(len(covariance))
-        return cls(names, means, np.linalg.inv(covariance + ridge))
+        return cls(names, means, np.asarray(np.linalg.inv(covariance + ridge), dtype=np.float64))
 
     def nearest(self, features: Floats) -> str:
         """The name whose mean is nearest in Mahalanobis distance."""
@@ -138,7 +138,7 @@ class Classes:
 
 
 def colour_features(picture: Picture, mask: Mask) -> Floats:
-    """How the object's pixels spread over the palette: a soft vote of each pixel for each colour."""
+    """How the object's pixels spread over the palette: soft votes of each pixel."""
     pixels = picture[mask].astype(np.float64)
     if not len(pixels):
         return np.full(len(COLOURS), 1 / len(COLOURS))
@@ -195,7 +195,9 @@ def colour_classes(rendition: str) -> Classes:
     samples = []
     for name in names:
         rng = random.Random(f"colour/{rendition}/{name}")
-        drawn = [draw(random_spec(rng, rendition=rendition, colour=name)) for _ in range(REFERENCES)]
+        drawn = [
+            draw(random_spec(rng, rendition=rendition, colour=name)) for _ in range(REFERENCES)
+        ]
         samples.append(np.stack([colour_features(np.asarray(d.image), d.mask) for d in drawn]))
     return Classes.fit(names, samples)
 

@@ -1,4 +1,4 @@
-"""The objects: each draws itself with a `Pen` in a square from -1 to 1 (y downwards), in one main colour."""
+"""The objects: each draws itself with a `Pen` in a square from -1 to 1, in one main colour."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEM: RGB = (60, 140, 60)
 
 @dataclass
 class Pen:
-    """Draws on a transparent layer in the object's own coordinates; ``a`` and ``b`` vary its shape."""
+    """Draws on a transparent layer in the object's coordinates; ``a`` and ``b`` vary its shape."""
 
     layer: Image.Image
     centre: Point
@@ -67,7 +67,9 @@ class Pen:
 
     def line(self, start: Point, end: Point, fill: RGB, width: float = 0.05) -> None:
         """A straight line of the given relative width."""
-        self.draw.line((self.at(*start), self.at(*end)), fill=fill, width=max(1, round(width * self.scale)))
+        self.draw.line(
+            (self.at(*start), self.at(*end)), fill=fill, width=max(1, round(width * self.scale))
+        )
 
 
 def house(p: Pen) -> None:
@@ -186,7 +188,9 @@ def castle(p: Pen) -> None:
     p.box(-0.6, -0.1, 0.6, 0.9, p.colour)
     for side in (-0.7, 0.7):
         p.box(side - 0.22, -0.45 + p.a, side + 0.22, 0.9, p.colour)
-        p.polygon([(side - 0.3, -0.45 + p.a), (side, -0.98 + p.a), (side + 0.3, -0.45 + p.a)], p.shade)
+        p.polygon(
+            [(side - 0.3, -0.45 + p.a), (side, -0.98 + p.a), (side + 0.3, -0.45 + p.a)], p.shade
+        )
         p.box(side - 0.07, -0.2, side + 0.07, 0.05, DARK)
     for k in range(4):
         p.box(-0.43 + 0.24 * k, -0.28, -0.3 + 0.24 * k, -0.1, p.colour)

@@ -40,7 +40,7 @@ def edges(image: Image.Image) -> Floats:
     down = np.abs(np.roll(values, -step, 0) - np.roll(values, step, 0))
     strength = (across + down).max(-1)
     strength[:step] = strength[-step:] = strength[:, :step] = strength[:, -step:] = 0
-    return np.clip(strength / 70, 0, 1)
+    return np.asarray(np.clip(strength / 70, 0, 1))
 
 
 def to_image(values: Floats) -> Image.Image:
@@ -114,7 +114,9 @@ def oil(layers: Layers, rng: random.Random) -> Image.Image:
             tone, angle = rng.gauss(0, 17), rng.gauss(0.7, 0.45)
             dx, dy = length * side * math.cos(angle) / 2, length * side * math.sin(angle) / 2
             fill = tuple(int(min(255, max(0, v + tone))) for v in source[int(y), int(x)])
-            draw.line((x - dx, y - dy, x + dx, y + dy), fill=fill, width=max(1, round(width * side)))
+            draw.line(
+                (x - dx, y - dy, x + dx, y + dy), fill=fill, width=max(1, round(width * side))
+            )
     return canvas
 
 

@@ -1,4 +1,4 @@
-"""Sample manifests: pictures that no training ever saw, with prompts in the captions' words, as Parquet."""
+"""Sample manifests: pictures that no training ever saw, with prompts in the captions' words."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
-from pnp_batch.world.drawing import Drawing, draw
+from pnp_batch.world.captions import caption
+from pnp_batch.world.drawing import Drawing, draw, recast
 from pnp_batch.world.spec import COLOURS, OBJECTS, RENDITIONS, SCENES, Spec, random_spec
 
 SCHEMA = pa.schema(
@@ -22,16 +24,80 @@ SCHEMA = pa.schema(
 )
 
 SHOWN = (
-    ("house", "red", "grass", "flat", "an oil painting of a red house on grass", "a flat drawing of a red house in the snow"),
-    ("cat", "orange", "snow", "flat", "a neon sign of an orange cat in the snow", "a flat drawing of a blue cat in the snow"),
-    ("boat", "green", "sea", "flat", "an oil painting of a green boat at sunset", "pixel art of a green boat at the sea"),
-    ("car", "blue", "desert", "flat", "a flat drawing of a red car at night", "a blueprint of a car in the desert"),
-    ("castle", "pink", "night", "sketch", "a flat drawing of a pink castle at sunset", "an oil painting of a green castle on grass"),
-    ("balloon", "yellow", "sunset", "oil", "a flat drawing of a purple balloon at sunset", "a pencil sketch of a balloon at sunset"),
-    ("mushroom", "red", "grass", "sketch", "a flat drawing of a red mushroom on grass", "a neon sign of a pink mushroom at night"),
-    ("rocket", "white", "night", "flat", "a blueprint of a rocket at night", "an oil painting of a red rocket in the desert"),
+    (
+        "house",
+        "red",
+        "grass",
+        "flat",
+        "an oil painting of a red house on grass",
+        "a flat drawing of a red house in the snow",
+    ),
+    (
+        "cat",
+        "orange",
+        "snow",
+        "flat",
+        "a neon sign of an orange cat in the snow",
+        "a flat drawing of a blue cat in the snow",
+    ),
+    (
+        "boat",
+        "green",
+        "sea",
+        "flat",
+        "an oil painting of a green boat at sunset",
+        "pixel art of a green boat at the sea",
+    ),
+    (
+        "car",
+        "blue",
+        "desert",
+        "flat",
+        "a flat drawing of a red car at night",
+        "a blueprint of a car in the desert",
+    ),
+    (
+        "castle",
+        "pink",
+        "night",
+        "sketch",
+        "a flat drawing of a pink castle at sunset",
+        "an oil painting of a green castle on grass",
+    ),
+    (
+        "balloon",
+        "yellow",
+        "sunset",
+        "oil",
+        "a flat drawing of a purple balloon at sunset",
+        "a pencil sketch of a balloon at sunset",
+    ),
+    (
+        "mushroom",
+        "red",
+        "grass",
+        "sketch",
+        "a flat drawing of a red mushroom on grass",
+        "a neon sign of a pink mushroom at night",
+    ),
+    (
+        "rocket",
+        "white",
+        "night",
+        "flat",
+        "a blueprint of a rocket at night",
+        "an oil painting of a red rocket in the desert",
+    ),
 )
-"""Object, colour, scene and rendition of each picture of the shipped sample, then its two prompts."""
+"""Object, colour, scene, rendition and two prompts of each picture of the shipped sample."""
+
+
+SHIPPED = Path(__file__).parents[1] / "demo" / "sample.parquet"
+
+
+def opened(data: bytes) -> Image.Image:
+    """The picture in PNG bytes, as RGB."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def png(drawing: Drawing) -> bytes:
@@ -70,10 +136,7 @@ def shown_rows() -> list[dict[str, object]]:
 
 
 def many_rows(count: int, seed: int = 0, resolution: int = 64) -> Iterable[dict[str, object]]:
-    """Any number of rows, drawn one at a time: random pictures, one prompt each that changes something."""
-    from pnp_batch.world.captions import caption
-    from pnp_batch.world.drawing import recast
-
+    """Any number of rows, drawn one at a time: random pictures, each with one changing prompt."""
     rng = random.Random(f"many/{seed}")
     for k in range(count):
         spec = random_spec(rng)

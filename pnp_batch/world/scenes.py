@@ -1,4 +1,4 @@
-"""The scenes: each paints a square background from a seeded generator; lines alone tell them apart, too."""
+"""The scenes: each paints a square background; lines alone tell them apart, too."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ def desert(side: int, rng: random.Random) -> Image.Image:
     image = sky(side, (138, 198, 240), (252, 230, 180))
     draw, horizon = ImageDraw.Draw(image), rng.uniform(0.6, 0.7)
     dune = rng.random() * side
-    draw.ellipse((dune - 0.5 * side, (horizon - 0.08) * side, dune + 0.5 * side, side), fill=(214, 168, 96))
+    draw.ellipse(
+        (dune - 0.5 * side, (horizon - 0.08) * side, dune + 0.5 * side, side), fill=(214, 168, 96)
+    )
     ground(draw, side, horizon + 0.03, (232, 194, 118))
     x, y, w = rng.choice((0.1, 0.9)) * side, (horizon + 0.06) * side, 0.022 * side
     green = (70, 130, 70)
@@ -109,7 +111,9 @@ def desert(side: int, rng: random.Random) -> Image.Image:
     for turn, height in ((-1, 0.12), (1, 0.17)):
         arm = x + turn * 0.065 * side
         left, right = sorted((x, arm))
-        draw.rectangle((left - w, y - height * side, right + w, y - height * side + 2 * w), fill=green)
+        draw.rectangle(
+            (left - w, y - height * side, right + w, y - height * side + 2 * w), fill=green
+        )
         draw.rectangle((arm - w, y - (height + 0.1) * side, arm + w, y - height * side), fill=green)
     return image
 

@@ -1,4 +1,4 @@
-"""What a picture of the world shows: the vocabulary, the `Spec` that fixes one picture, and random specs."""
+"""What a picture shows: the vocabulary, the `Spec` that fixes one picture, and random specs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def random_spec(rng: random.Random, **fixed: Any) -> Spec:
     }
     unknown = set(fixed) - set(Spec.__dataclass_fields__)
     if unknown:
-        raise ValueError(f"unknown attributes {sorted(unknown)}: a Spec has {list(Spec.__dataclass_fields__)}")
+        raise ValueError(
+            f"unknown attributes {sorted(unknown)}: a Spec has {list(Spec.__dataclass_fields__)}"
+        )
     drawn.update(fixed)
     colours = [c for c in COLOURS if not (drawn["rendition"] == "neon" and c == "black")]
     colour = rng.choice(colours)

@@ -29,8 +29,11 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
 @pytest.fixture(scope="session")
 def unets() -> dict[str, UNet]:
-    """One UNet of each layout. Tests leave them as they were."""
-    return {layout: UNet(tiny.new_unet(layout)) for layout in tiny.LAYOUTS}
+    """One UNet of each layout, without attention in the encoder. Tests leave them as they were."""
+    return {
+        layout: UNet(tiny.new_unet(layout, **tiny.DECODER_ATTENTION_ONLY))
+        for layout in tiny.LAYOUTS
+    }
 
 
 @pytest.fixture

@@ -16,7 +16,10 @@ from tests.diffusion.scene import EMPTY, TOLERANCE, both_schedules, far, latents
 def gentle():
     """UNets with a weak output, as smooth in x as trained ones. Inversion is an explicit scheme:
     with a UNet of random weights at full strength it magnifies rounding a thousandfold."""
-    return {layout: UNet(tiny.new_unet(layout, strength=0.25)) for layout in tiny.LAYOUTS}
+    return {
+        layout: UNet(tiny.new_unet(layout, strength=0.25, **tiny.DECODER_ATTENTION_ONLY))
+        for layout in tiny.LAYOUTS
+    }
 
 
 def check(unet, steps, multiple, prediction="epsilon", **changes):
@@ -35,11 +38,11 @@ def check(unet, steps, multiple, prediction="epsilon", **changes):
 @pytest.mark.parametrize("prediction", tiny.PREDICTIONS)
 @pytest.mark.parametrize("multiple", [1, 3])
 def test_inversion_is_the_references(gentle, layout, prediction, multiple):
-    trajectory, x0 = check(gentle[layout], 4, multiple, prediction)
+    trajectory, x0 = check(gentle[layout], 3, multiple, prediction)
     assert far(trajectory[0], x0) > 0.1  # it went somewhere
 
 
-@pytest.mark.parametrize(("steps", "multiple"), [(1, 1), (1, 3), (7, 1), (7, 3), (10, 1)])
+@pytest.mark.parametrize(("steps", "multiple"), [(1, 1), (1, 3), (4, 1), (7, 1), (7, 3), (10, 1)])
 def test_inversion_keeps_the_sampling_timesteps_of_any_number_of_steps(gentle, steps, multiple):
     check(gentle["sd1"], steps, multiple, "v_prediction")
 
@@ -71,7 +74,7 @@ def test_every_image_of_a_batch_is_inverted_with_its_own_prompt(gentle):
 @pytest.fixture(scope="module")
 def smooth():
     """A UNet that changes little with x: as with trained ones, few steps already invert well."""
-    return UNet(tiny.new_unet("sd1", strength=0.05))
+    return UNet(tiny.new_unet("sd1", strength=0.05, **tiny.DECODER_ATTENTION_ONLY))
 
 
 def reconstruction_error(unet, schedule, inversion_steps):
@@ -92,11 +95,11 @@ def test_reconstruction_is_close_and_closer_with_more_inversion_steps(smooth, pr
 
 def test_reconstruction_is_closer_with_more_steps_both_ways(smooth):
     errors = []
-    for steps in (3, 8, 20):
+    for steps in (2, 6, 15):
         schedule, _ = both_schedules(steps, "v_prediction")
         errors.append(reconstruction_error(smooth, schedule, steps))
     assert errors[2] < errors[1] < errors[0]
-    assert errors[2] < 0.15
+    assert errors[2] < 0.2
 
 
 def test_reconstruction_is_sampling_without_guidance(gentle):

@@ -25,8 +25,8 @@ def smaller(levels: int, **changes: object) -> UNet2DConditionModel:
 
 
 @pytest.mark.parametrize("layout", tiny.LAYOUTS)
-def test_sites_are_decoder_layer_4_and_self_attention_4_to_11(unets, layout):
-    unet = unets[layout].module
+def test_sites_are_decoder_layer_4_and_self_attention_4_to_11(layout):
+    unet = tiny.new_unet(layout)
     names = {module: name for name, module in unet.named_modules()}
     sites = find_sites(unet)
     assert names[sites.feature] == "up_blocks.1.resnets.1"

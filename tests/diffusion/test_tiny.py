@@ -53,7 +53,7 @@ def test_the_reference_without_injection_is_the_plain_unet(unets, layout):
 
 
 def test_the_layouts_differ_as_the_published_ones_do(unets):
-    sd1, sd2 = (unets[layout].module.down_blocks[0].attentions[0] for layout in tiny.LAYOUTS)
+    sd1, sd2 = (unets[layout].module.up_blocks[3].attentions[0] for layout in tiny.LAYOUTS)
     assert isinstance(sd1.proj_in, torch.nn.Conv2d)
     assert isinstance(sd2.proj_in, torch.nn.Linear)
     deepest = unets["sd2"].module.up_blocks[1].attentions[0].transformer_blocks[0].attn1

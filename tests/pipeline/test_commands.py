@@ -129,7 +129,7 @@ def test_ctrl_c_records_what_is_in_flight_and_the_same_command_goes_on(jobs: Job
         _wait_for(lambda: bool(list((jobs.folder / "out").glob("results/*.parquet"))), process)
         process.send_signal(signal.SIGINT)
         told = process.stderr.read()
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=60) == 130, told
     assert told.strip().splitlines()[-1].startswith("hint: to go on, run: pnp-batch run ")
     begun = rows_of(output)
     assert 0 < len(begun) < len(rows)
