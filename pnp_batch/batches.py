@@ -69,7 +69,9 @@ def blocks(rows: pa.Table, wanted: int) -> list[pa.Table]:
     """
     target = max(1, -(-len(rows) // max(1, wanted)))
     image, share, images = (
-        _codes(rows, ("guidance",)), rows["share"].to_numpy(), rows["images"].to_numpy()
+        _codes(rows, ("guidance",)),
+        rows["share"].to_numpy(),
+        rows["images"].to_numpy(),
     )
     starts = [0, *(np.flatnonzero(np.diff(image)) + 1).tolist(), len(rows)]
     cuts, held = [0], 0

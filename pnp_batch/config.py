@@ -47,7 +47,9 @@ class RunConfig:
 
     manifest: str
     output: str
-    model: str = _option("demo", "`demo`, a diffusers directory, or a hub id", metavar="NAME_OR_DIR")
+    model: str = _option(
+        "demo", "`demo`, a diffusers directory, or a hub id", metavar="NAME_OR_DIR"
+    )
     revision: str | None = _option(None, "revision of a hub model")
     method: str = _option("pnp", "translation method, see `pnp-batch methods`", shapes=True)
     steps: int = _option(50, "sampling steps", type=int, low=1, high=1000, shapes=True)
@@ -163,9 +165,7 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Every field as JSON holds it."""
-        return {
-            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()
-        }
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 def _named(option_field: Field[Any]) -> tuple[str, Option]:
@@ -192,9 +192,7 @@ def _check(name: str, option: Option, value: Any) -> None:  # noqa: ANN401
         raise InvalidConfig(f"{name}: {value!r} is outside {low}..{high}", f"see {flag(name)}")
 
 
-OPTIONS: dict[str, Option] = dict(
-    _named(f) for f in fields(RunConfig) if f.default is not MISSING
-)
+OPTIONS: dict[str, Option] = dict(_named(f) for f in fields(RunConfig) if f.default is not MISSING)
 SHAPING = tuple(name for name, option in OPTIONS.items() if option.shapes)
 
 
@@ -273,6 +271,6 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def with_values(config: RunConfig, **values: Any) -> RunConfig:  # noqa: ANN401
+def with_values(config: RunConfig, **values: Any) -> RunConfig:
     """A copy of `config` with some fields replaced, validated again."""
     return replace(config, **values)

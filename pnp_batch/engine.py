@@ -6,7 +6,6 @@ method, and turns what goes wrong with a row into that row's outcome.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from pnp_batch.diffusion.sampling import Guidance, Prompts, generate
 from pnp_batch.diffusion.schedule import make_schedule
 from pnp_batch.diffusion.unet import UNet
 from pnp_batch.errors import ModelError, OutOfMemory, RowError
-from pnp_batch.latents import LatentCache, latents_key
+from pnp_batch.latents import Inversion, LatentCache
 from pnp_batch.models import StableDiffusion
 
 # How strongly a generated guidance image follows its source prompt, as published.
@@ -98,8 +97,14 @@ class Engine:
         self.model = model
         self.unet = UNet(model.unet)
         self.schedule = make_schedule(model.files.configs["scheduler"], steps)
-        self.inversion_steps = inversion_steps
         self.resolution = resolution
+        self.inversion = Inversion(
+            model=model.files.digest,
+            steps=steps,
+            inversion_steps=inversion_steps,
+            resolution=resolution,
+            dtype=str(model.dtype).removeprefix("torch."),
+        )
         self.cache = cache
         self._origins: OrderedDict[str, Origin] = OrderedDict()
 
@@ -225,15 +230,7 @@ class Engine:
     def key(self, row: Row) -> str:
         """The latent cache's key of a row's inversion."""
         assert row.pixels is not None
-        return latents_key(
-            pixels=hashlib.sha256(row.pixels.tobytes()).hexdigest(),
-            model=self.model.files.digest,
-            steps=self.schedule.steps,
-            inversion_steps=self.inversion_steps,
-            prompt=row.source_prompt,
-            resolution=self.resolution,
-            dtype=str(self.model.dtype),
-        )
+        return self.inversion.key(row.pixels.tobytes(), row.source_prompt)
 
     def _cached(self, row: Row) -> Origin | None:
         key = self.key(row)
@@ -252,7 +249,7 @@ class Engine:
             torch.stack(_padded(encoded, shape.images)),
             torch.stack(_padded(texts, shape.images)),
             self.schedule,
-            self.inversion_steps,
+            self.inversion.inversion_steps,
         )
         for index, row in enumerate(rows):
             # What is kept is what is used, whether it comes from the cache or not.

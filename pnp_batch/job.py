@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +18,7 @@ from pnp_batch import manifest, methods, record, results, rows
 from pnp_batch.batches import DEFAULT_BATCH_SIZE, with_shapes
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import InvalidConfig, OutputMismatch
-from pnp_batch.models import ModelFiles, find
+from pnp_batch.models import ModelFiles, find, is_directory
 from pnp_batch.results import Summary
 from pnp_batch.source import SourcePolicy
 from pnp_batch.storage import Storage, absolute
@@ -119,7 +118,7 @@ def _anchored(config: RunConfig) -> RunConfig:
         manifest=absolute(config.manifest),
         output=absolute(config.output),
         cache=absolute(config.cache) if config.cache else None,
-        model=absolute(config.model) if Path(config.model).expanduser().is_dir() else config.model,
+        model=absolute(config.model) if is_directory(config.model) else config.model,
         allow_root=tuple(absolute(root) for root in config.allow_root),
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from safetensors import SafetensorError
@@ -21,29 +22,34 @@ TENSOR = "trajectory"
 logger = logging.getLogger(__name__)
 
 
-def latents_key(
-    *,
-    pixels: str,
-    model: str,
-    steps: int,
-    inversion_steps: int,
-    prompt: str,
-    resolution: int,
-    dtype: str,
-) -> str:
-    """The name of an inversion: a hash of everything that shapes it.
+@dataclass(frozen=True)
+class Inversion:
+    """What shapes every inversion of a job.
 
-    Args:
-        pixels: sha256 of the prepared RGB pixels.
+    Attributes:
         model: digest of the model, which covers its schedule.
         steps: sampling steps, whose timesteps are kept.
         inversion_steps: steps of the inversion.
-        prompt: what the image was inverted with.
         resolution: side of the working image.
-        dtype: what the UNet computed in.
+        dtype: what the UNet computes in, such as `float32`.
     """
-    parts = [FORMAT, pixels, model, steps, inversion_steps, prompt, resolution, dtype]
-    return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+    model: str
+    steps: int
+    inversion_steps: int
+    resolution: int
+    dtype: str
+
+    def key(self, pixels: bytes, prompt: str) -> str:
+        """The name of one inversion: a hash of everything that shapes it.
+
+        Args:
+            pixels: RGB bytes of the prepared image.
+            prompt: what the image is inverted with.
+        """
+        image = hashlib.sha256(pixels).hexdigest()
+        parts = [FORMAT, image, prompt, *astuple(self)]
+        return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class LatentCache:

@@ -31,6 +31,7 @@ IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 # A checked table holds every prompt as a list; this column says which were lists to begin with.
 LISTED = "prompt was a list"
 
+
 @dataclass(frozen=True)
 class Manifest:
     """A checked manifest. `base` is the folder that relative image paths start from."""
@@ -54,8 +55,10 @@ def read(uri: str) -> Manifest:
     """
     base, names = _files(uri)
     storage = Storage(base)
-    tables = [_checked(_parse(storage, name), f"{uri}: {name}" if len(names) > 1 else uri)
-              for name in names]
+    tables = [
+        _checked(_parse(storage, name), f"{uri}: {name}" if len(names) > 1 else uri)
+        for name in names
+    ]
     try:
         table = pa.concat_tables(tables, promote_options="default")
     except pa.ArrowException as error:
@@ -183,8 +186,9 @@ def _checked(table: pa.Table, where: str) -> pa.Table:
         raise InvalidManifest(f"{where}: column {repeated[0]!r} appears twice", "rename one")
     columns = {name: _column(table, name, where) for name in table.column_names}
     prompts = _listed(columns["prompt"], where)
-    return pa.table({**columns, "prompt": prompts["prompt"],
-                     LISTED: columns.get(LISTED, prompts[LISTED])})
+    return pa.table(
+        {**columns, "prompt": prompts["prompt"], LISTED: columns.get(LISTED, prompts[LISTED])}
+    )
 
 
 def _column(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:

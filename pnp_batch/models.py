@@ -95,7 +95,7 @@ def find(name: str, revision: str | None = None) -> ModelFiles:
     """
     if name == DEMO:
         path = Path(str(files("pnp_batch") / "demo" / "model"))
-    elif Path(name).expanduser().is_dir():
+    elif is_directory(name):
         path = Path(name).expanduser().absolute()
     elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
         path = _from_hub(name, revision)
@@ -106,6 +106,11 @@ def find(name: str, revision: str | None = None) -> ModelFiles:
     return ModelFiles(name, path, _configs(path, name))
 
 
+def is_directory(name: str) -> bool:
+    """True when a model's name is a directory of this machine; `demo` never is."""
+    return name != DEMO and Path(name).expanduser().is_dir()
+
+
 def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -114,7 +119,13 @@ def _from_hub(name: str, revision: str | None) -> Path:
     wanted += [f"{part}/{stem}*.safetensors*" for part, stem in WEIGHTS.items()]
     try:
         found = snapshot_download(name, revision=revision, allow_patterns=wanted)
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as e:
+    except (
+        OSError,
+        ValueError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    ) as e:
         reason = str(e).strip().splitlines()[0]
         raise InvalidModel(
             f"model {name!r} is neither a local directory nor can it be had from the hub: {reason}",
@@ -177,7 +188,9 @@ def _check_safetensors(file: Path, name: str) -> None:
             if length > min(size, LARGEST_HEADER):
                 raise ValueError("its header is longer than the file")
             header = json.loads(opened.read(length))
-        end = max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
+        end = max(
+            (t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0
+        )
         if size != 8 + length + end:
             raise ValueError(f"it has {size} bytes instead of {8 + length + end}")
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:

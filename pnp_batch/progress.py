@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pnp_batch.pipeline import Progress as RunProgress
+from pnp_batch.record import duration
 
 PLAIN_SECONDS = 10.0
 
@@ -46,15 +47,6 @@ class Meter:
         if span <= 0 or progress.session_done == self._before:
             return None
         return (progress.session_done - self._before) / span
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `45s`, `12m 05s`, `3h 20m`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
 
 
 @contextmanager

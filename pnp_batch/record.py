@@ -55,6 +55,15 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `45s`, `12m 05s`, `3h 20m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape a run."""
     return {"python": platform.python_version(), **{name: version(name) for name in REPORTED}}
@@ -86,7 +95,9 @@ def write(storage: Storage, record: Record) -> None:
     storage.write(NAME, (json.dumps(body, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def refuse_other(storage: Storage, settings: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> None:
+def refuse_other(
+    storage: Storage, settings: Mapping[str, Any], ignore: tuple[str, ...] = ()
+) -> None:
     """Refuses to mix pictures of two configurations in one output.
 
     Raises:

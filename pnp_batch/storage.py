@@ -40,7 +40,9 @@ class StorageUnavailable(JobError):
 def storage_errors() -> tuple[type[BaseException], ...]:
     """The exceptions that a storage client may raise, for `except`."""
     loaded = [
-        getattr(sys.modules[module], name) for module, name in _CLIENT_ERRORS if module in sys.modules
+        getattr(sys.modules[module], name)
+        for module, name in _CLIENT_ERRORS
+        if module in sys.modules
     ]
     return (OSError, *loaded)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -11,6 +11,7 @@ import click
 from pnp_batch import config
 from pnp_batch.config import OPTIONS, Option, RunConfig
 from pnp_batch.errors import InvalidConfig
+from pnp_batch.results import Failure
 from pnp_batch.storage import Storage
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,6 +36,23 @@ def job(command: F) -> F:
     )(command)
     command = click.option("--output", metavar="URI", help="Where images and results go.")(command)
     return click.argument("manifest", required=False)(command)
+
+
+IMAGE_LIMITS = (
+    "method",
+    "allow_root",
+    "allow_host",
+    "max_image_mib",
+    "max_image_mpixels",
+    "read_timeout",
+)
+
+
+def image_limits(command: F) -> F:
+    """The options of `run` that decide which images and rows are good."""
+    for name in reversed(IMAGE_LIMITS):
+        command = _flag(name, OPTIONS[name])(command)
+    return command
 
 
 def _flag(name: str, option: Option) -> Callable[[F], F]:
@@ -80,3 +98,12 @@ def configured(given: Mapping[str, Any]) -> RunConfig:
 def answer(text: str, body: Mapping[str, Any], *, as_json: bool) -> None:
     """Prints a command's answer on standard output, for people or as one JSON object."""
     click.echo(json.dumps(body, ensure_ascii=False, default=str) if as_json else text)
+
+
+def failures(found: Iterable[Failure]) -> list[str]:
+    """Kinds of failure as lines, each with an example row."""
+    lines = []
+    for failure in found:
+        lines.append(f"  {failure.count} x {failure.error_type}, such as row {failure.row_id!r}:")
+        lines.append(f"    {failure.message}")
+    return lines

@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from pnp_batch import config, record
-from pnp_batch.cli.options import answer, common, configured, job
+from pnp_batch.cli.options import answer, common, configured, failures, job
 from pnp_batch.errors import EXIT_INTERRUPTED, EXIT_TOO_MANY_FAILED, InvalidConfig
+from pnp_batch.record import duration
 from pnp_batch.storage import Storage
 
 
@@ -88,8 +89,6 @@ def _translate(
 
 
 def _told(result: Any, next_command: bool) -> str:  # noqa: ANN401 - RunResult, imported late
-    from pnp_batch.progress import duration
-
     summary, progress = result.summary, result.progress
     missing = result.total - summary.done - summary.failed
     lines = [
@@ -98,9 +97,7 @@ def _told(result: Any, next_command: bool) -> str:  # noqa: ANN401 - RunResult, 
         f"this run: {progress.session_done} rows in {duration(progress.seconds)},"
         f" {progress.inverted} inversions made, {progress.cached} cached",
     ]
-    for failure in summary.failures:
-        lines.append(f"  {failure.count} x {failure.error_type}, such as row {failure.row_id!r}:")
-        lines.append(f"    {failure.message}")
+    lines += failures(summary.failures)
     if next_command and summary.failed:
         lines.append(f"next: pnp-batch retry {shlex.quote(result.output)}")
     elif next_command:

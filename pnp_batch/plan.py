@@ -1,0 +1,223 @@
+"""The plan: a job in, what it will cost out. Loads no model and starts no cluster."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pnp_batch import methods, record, source
+from pnp_batch.batches import RECIPE
+from pnp_batch.config import RunConfig
+from pnp_batch.errors import RowError
+from pnp_batch.flops import UNetFlops, unet_flops, vae_flops
+from pnp_batch.job import Job, prepare
+from pnp_batch.latents import Inversion, LatentCache
+from pnp_batch.storage import Storage
+
+READERS = 8
+# Achieved TFLOP/s that are assumed where none are given: about a third of a current data-centre
+# GPU in half precision, and one core of a current CPU in single precision.
+ASSUMED_TFLOPS = {"cuda": 150.0, "mps": 3.0, "cpu": 0.05}
+BYTES_A_PIXEL = {"png": 1.6, "webp": 1.1, "jpg": 0.6}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will do and cost.
+
+    Attributes:
+        rows, done, failed, todo: rows asked for, recorded as ok, as failed, and to be done.
+        images: distinct guidance images of the rows to be done.
+        inversions_cached, inversions_missing: of the images that are inverted.
+        unet_evaluations: in rows of a batch, by where they are spent.
+        tflop, published_tflop: of the rows to be done; and what the published diffusers code
+            spends on them at its defaults (999 inversion and 999 reconstruction steps, three
+            whole evaluations a sampling step, each image again for each prompt).
+        image_bytes, latent_bytes: to be written, the first estimated.
+        tflops: the achieved TFLOP/s that `hours` assumes, and where the number is from.
+    """
+
+    rows: int
+    done: int
+    failed: int
+    todo: int
+    images: int
+    inversions_cached: int
+    inversions_missing: int
+    unet_evaluations: Mapping[str, int]
+    tflop: float
+    published_tflop: float
+    image_bytes: int
+    latent_bytes: int
+    device: str
+    dtype: str
+    tflops: float
+    assumed: bool
+    hours: float
+    price: float | None
+
+
+def plan(
+    config: RunConfig, *, tflops: float | None = None, price_per_hour: float | None = None
+) -> Plan:
+    """Counts what a job will do.
+
+    Args:
+        config: the job.
+        tflops: achieved TFLOP/s of all workers together; a cautious guess by device if None.
+        price_per_hour: of all workers together.
+
+    Raises:
+        JobError: the job would be refused.
+    """
+    job = prepare(config)
+    device, dtype = _device(job)
+    good = job.todo.filter(pc.is_null(job.todo["problem"]))
+    inverted = _inverted(good)
+    cached = _cached(job, inverted, dtype)
+    missing = len(inverted) - cached
+    spent = _spending(job, good, missing)
+    rate = tflops or ASSUMED_TFLOPS[device] * (job.config.workers or 1)
+    hours = spent.tflop / rate / 3600
+    side = int(job.settings["resolution"])
+    kept = job.config.steps * _latents(job, side) * (4 if dtype == "float32" else 2)
+    pixel = BYTES_A_PIXEL[job.config.image_format]
+    return Plan(
+        rows=job.total,
+        done=job.recorded.done,
+        failed=job.recorded.failed,
+        todo=len(job.todo),
+        images=pc.count_distinct(good["guidance"]).as_py(),
+        inversions_cached=cached,
+        inversions_missing=missing,
+        unet_evaluations=dict(spent.evaluations),
+        tflop=spent.tflop,
+        published_tflop=_published(job, good),
+        image_bytes=int(len(good) * side * side * pixel),
+        latent_bytes=missing * kept,
+        device=device,
+        dtype=dtype,
+        tflops=rate,
+        assumed=tflops is None,
+        hours=hours,
+        price=None if price_per_hour is None else hours * price_per_hour,
+    )
+
+
+def _device(job: Job) -> tuple[str, str]:
+    """Device and dtype: those asked for, of an earlier run of the output, or of this machine."""
+    there = record.read(job.output)
+    known: Mapping[str, Any] = there.settings if there else {}
+    device, dtype = (
+        known.get(name, "auto") if job.settings[name] == "auto" else job.settings[name]
+        for name in ("device", "dtype")
+    )
+    if device == "auto":
+        device = "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    return str(device), str(dtype)
+
+
+def _inverted(rows: pa.Table) -> list[dict[str, Any]]:
+    """One row for each distinct image that is inverted."""
+    kinds = [name for name in methods.names() if methods.get(name).inverts]
+    given = pc.or_(pc.is_valid(rows["image"]), pc.is_valid(rows["image_bytes"]))
+    wanted = rows.filter(pc.and_(given, pc.is_in(rows["method"], pa.array(kinds))))
+    columns = ["guidance", "image", "image_bytes", "source_prompt"]
+    distinct = {row["guidance"]: row for row in wanted.select(columns).to_pylist()}
+    return list(distinct.values())
+
+
+def _cached(job: Job, images: list[dict[str, Any]], dtype: str) -> int:
+    """How many inversions the cache holds; images are opened only if it holds any at all."""
+    cache = LatentCache(Storage(job.config.cache_uri))
+    held = set(cache.storage.files())
+    if not held:
+        return 0
+    side = int(job.settings["resolution"])
+    inversion = Inversion(job.model.digest, job.config.steps, job.config.inversion, side, dtype)
+
+    def found(row: Mapping[str, Any]) -> bool:
+        try:
+            data = row["image_bytes"]
+            if data is None:
+                data = source.read_source(row["image"], job.policy)
+            image = source.prepare(source.decode(data, job.policy), side, job.config.fit)
+        except RowError:
+            return False
+        key = inversion.key(image.tobytes(), row["source_prompt"] or "")
+        return cache.name(key) in held
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return sum(readers.map(found, images))
+
+
+def _latents(job: Job, side: int) -> int:
+    """Numbers in one latent image."""
+    channels = int(job.model.configs["unet"]["in_channels"])
+    return channels * (side // job.model.scale_factor) ** 2
+
+
+def _counted(job: Job) -> tuple[UNetFlops, float, float]:
+    """FLOPs of a UNet evaluation and its parts, of encoding and of decoding an image."""
+    side = int(job.settings["resolution"])
+    tokens = int(job.model.configs["text_encoder"].get("max_position_embeddings", 77))
+    unet = unet_flops(job.model.configs["unet"], side // job.model.scale_factor, tokens)
+    return unet, *vae_flops(job.model.configs["vae"], side)
+
+
+@dataclass(frozen=True)
+class _Spending:
+    evaluations: Counter[str]
+    tflop: float
+
+
+def _spending(job: Job, rows: pa.Table, inversions: int) -> _Spending:
+    """Evaluations and FLOPs: inversions, guidance branches, and translated rows."""
+    unet, encode, decode = _counted(job)
+    steps = job.config.steps
+    each = (steps - 1) * (job.config.inversion // steps) + 1
+    spent: Counter[str] = Counter({"inversion": inversions * each})
+    flop = inversions * (each * unet.full + encode)
+    generated = pc.and_(pc.is_null(rows["image"]), pc.is_null(rows["image_bytes"]))
+    drawn = pc.count_distinct(rows.filter(generated)["guidance"]).as_py()
+    spent["generated_guidance"] = drawn * 2 * steps
+    flop += drawn * (2 * steps * unet.full + decode)
+    # q and k of what is injected are not computed in the translated rows, nor is its residual
+    # branch; the product of q and k still is.
+    for recipe, count, images in _recipes(rows):
+        method = methods.get(str(recipe["method"]))
+        cost = method.cost(steps, {k: float(v) for k, v in recipe.items() if k in RECIPE[1:] and v})
+        spent["guidance"] += images * (cost.guidance_to_attention + cost.guidance_to_feature)
+        spent["translated"] += count * cost.translated
+        flop += images * cost.guidance_to_attention * unet.to_attention
+        flop += images * cost.guidance_to_feature * unet.to_feature
+        flop += count * cost.translated * unet.full
+        flop -= count * cost.injected_features * unet.feature_branch
+        flop += count * decode * method.uses_model
+    return _Spending(spent, flop / 1e12)
+
+
+def _recipes(rows: pa.Table) -> list[tuple[dict[str, Any], int, int]]:
+    """Each distinct recipe with its number of rows and of guidance images."""
+    grouped = rows.group_by(list(RECIPE)).aggregate(
+        [("row_id", "count"), ("guidance", "count_distinct")]
+    )
+    return [
+        ({name: row[name] for name in RECIPE}, row["row_id_count"], row["guidance_count_distinct"])
+        for row in grouped.to_pylist()
+    ]
+
+
+def _published(job: Job, rows: pa.Table) -> float:
+    unet, encode, decode = _counted(job)
+    each = (999 + 999 + 3 * 50) * unet.full + encode + decode
+    return len(rows) * each / 1e12

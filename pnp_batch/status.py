@@ -1,0 +1,78 @@
+"""Status: an output in, how far it is out, also while a run on another machine writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pnp_batch import record, results
+from pnp_batch.errors import InvalidConfig
+from pnp_batch.results import Failure
+from pnp_batch.storage import Storage
+
+SILENT_SECONDS = 60.0
+STALLED = "stalled"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where an output stands.
+
+    Attributes:
+        state: `running`, `done`, `interrupted`, `stopped`, `broken`; `stalled` if a run says that
+            it runs but has written nothing for a minute.
+        rate: rows a second of the latest run, None before it has any.
+        eta_seconds: time left at that rate, None when it does not run.
+    """
+
+    output: str
+    state: str
+    rows: int
+    done: int
+    failed: int
+    rate: float | None
+    eta_seconds: float | None
+    started_at: str
+    updated_at: str
+    failures: tuple[Failure, ...]
+
+    @property
+    def missing(self) -> int:
+        """Rows that are not recorded yet."""
+        return max(0, self.rows - self.done - self.failed)
+
+
+def status(uri: str) -> Status:
+    """Reads the status of an output.
+
+    Raises:
+        InvalidConfig: there is no run at `uri`.
+    """
+    output = Storage(uri)
+    there = record.read(output)
+    if there is None:
+        raise InvalidConfig(f"{uri} holds no run.json", "give the --output of a run")
+    columns = ["row_id", "status", "error_type", "error_message", "recorded_at"]
+    table = results.read(output, columns)
+    summary = results.summarise(table)
+    started = datetime.fromisoformat(there.started_at)
+    times = [time for time in table["recorded_at"].to_pylist() if time and time >= started]
+    span = (max(times) - started).total_seconds() if times else 0.0
+    rate = len(times) / span if span > 0 else None
+    state = there.state
+    silent = (datetime.now(UTC) - datetime.fromisoformat(there.updated_at)).total_seconds()
+    if state == record.RUNNING and silent > SILENT_SECONDS:
+        state = STALLED
+    left = max(0, there.rows - summary.done - summary.failed)
+    return Status(
+        output=output.uri,
+        state=state,
+        rows=there.rows,
+        done=summary.done,
+        failed=summary.failed,
+        rate=rate,
+        eta_seconds=left / rate if rate and state == record.RUNNING else None,
+        started_at=there.started_at,
+        updated_at=there.updated_at,
+        failures=summary.failures,
+    )
