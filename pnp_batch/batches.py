@@ -1,16 +1,17 @@
 """Which rows share a UNet batch: rows in, batches of fixed shape out.
 
 A batch holds G guidance images with P rows each, and its shape (G, G x P) follows from the whole
-manifest, never from what happens to be left to do. A batch that is not full is padded. On one
-device a row's bits depend on the shape of its batch alone, so they survive resumes and retries.
+manifest, never from what happens to be left to do; so does the cell of a row in it. A batch that
+is not full is padded. On one device a row's bits depend on the shape of its batch and its cell
+there, not on its neighbours, so they survive resumes and retries.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, fields
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +35,37 @@ class Shape:
         return self.images * self.share
 
 
-def with_shapes(rows: pa.Table, batch_size: int) -> pa.Table:
-    """Adds to each row the shape of its batches, as columns `images` and `share`.
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands in its batch, whichever other rows are there.
+
+    Attributes:
+        images, share: the shape of the batch.
+        slot: the place of the row's guidance image among the batch's images.
+        number: of the row among those of its image and recipe.
+    """
+
+    images: int
+    share: int
+    slot: int
+    number: int
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the batch."""
+        return Shape(self.images, self.share)
+
+    @property
+    def cell(self) -> int:
+        """The row's index in the batch."""
+        return self.slot * self.share + self.number % self.share
+
+
+PLACE = tuple(field.name for field in fields(Place))
+
+
+def with_places(rows: pa.Table, batch_size: int) -> pa.Table:
+    """Adds to each row its place, as columns named as the fields of `Place`.
 
     An image's share is the largest number of rows it has over its recipes, so that its inversion
     has one shape however often the image is used. Images of one share are spread evenly over as
@@ -49,8 +79,10 @@ def with_shapes(rows: pa.Table, batch_size: int) -> pa.Table:
     with_share = np.bincount(share)[share]
     batches = -(-with_share // np.maximum(1, batch_size // share))
     images = -(-with_share // batches)
-    for name, values in (("images", images), ("share", share)):
-        rows = rows.append_column(name, pa.array(values[image], pa.int64()))
+    slot = _ranks(share) % images
+    places = (images[image], share[image], slot[image], _ranks(recipe))
+    for name, values in zip(PLACE, places, strict=True):
+        rows = rows.append_column(name, pa.array(values, pa.int64()))
     return rows
 
 
@@ -100,30 +132,48 @@ class Packable(Protocol):
         """Rows with another one cannot share a batch."""
 
     @property
-    def shape(self) -> Shape:
-        """The shape of the row's batches."""
+    def place(self) -> Place:
+        """Where the row stands in its batch."""
 
 
-def pack(rows: Iterable[R]) -> Iterator[tuple[list[list[R]], Shape]]:
-    """Packs rows into batches.
+@dataclass(frozen=True)
+class Grid(Generic[R]):
+    """A batch: one cell for each row of its shape, None where there is nothing to do."""
 
-    Yields:
-        At most `shape.images` lists of at most `shape.share` rows each, a list's rows of one
-        image, all of one recipe and shape; and the shape.
-    """
-    classes: dict[tuple[object, ...], dict[str, list[R]]] = {}
+    shape: Shape
+    cells: tuple[R | None, ...]
+
+    @property
+    def slots(self) -> list[list[R]]:
+        """For each image of the shape, its rows."""
+        share = self.shape.share
+        cut = [self.cells[i : i + share] for i in range(0, len(self.cells), share)]
+        return [[row for row in own if row is not None] for own in cut]
+
+
+def pack(rows: Iterable[R]) -> Iterator[Grid[R]]:
+    """Packs rows into batches, each row in its own cell, all rows of a batch of one recipe."""
+    classes: dict[tuple[object, ...], dict[int, dict[tuple[str, int], list[R]]]] = {}
     for row in rows:
-        key = (row.shape, row.recipe)
-        classes.setdefault(key, {}).setdefault(row.guidance, []).append(row)
-    for images in classes.values():
-        shape = next(iter(images.values()))[0].shape
-        units = [
-            own[i : i + shape.share]
-            for own in images.values()
-            for i in range(0, len(own), shape.share)
-        ]
-        for i in range(0, len(units), shape.images):
-            yield units[i : i + shape.images], shape
+        place = row.place
+        slots = classes.setdefault((place.shape, row.recipe), {})
+        unit = (row.guidance, place.number // place.share)
+        slots.setdefault(place.slot, {}).setdefault(unit, []).append(row)
+    for slots in classes.values():
+        for units in itertools.zip_longest(*(list(own.values()) for own in slots.values())):
+            present = [row for unit in units if unit for row in unit]
+            shape = present[0].place.shape
+            by_cell = {row.place.cell: row for row in present}
+            yield Grid(shape, tuple(by_cell.get(cell) for cell in range(shape.rows)))
+
+
+def _ranks(codes: np.ndarray) -> np.ndarray:
+    """For each element, how many equal ones stand before it."""
+    order = np.argsort(codes, kind="stable")
+    ordered_codes = codes[order]
+    ranks = np.empty(len(codes), np.int64)
+    ranks[order] = np.arange(len(codes)) - np.searchsorted(ordered_codes, ordered_codes)
+    return ranks
 
 
 def _codes(rows: pa.Table, names: tuple[str, ...]) -> np.ndarray:

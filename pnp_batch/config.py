@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
@@ -139,14 +140,9 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        """Brings lists to tuples and refuses what no job can run with."""
+        """Brings each value to its field's one type and refuses what no job can run with."""
         for name, option in OPTIONS.items():
-            value = getattr(self, name)
-            if isinstance(value, list):
-                value = tuple(value)
-                object.__setattr__(self, name, value)
-            if value is not None:
-                _check(name, option, value)
+            object.__setattr__(self, name, _checked(name, option, getattr(self, name)))
         if self.inversion_steps is not None and self.inversion_steps % self.steps:
             raise InvalidConfig(
                 f"inversion_steps is {self.inversion_steps}, not a multiple of steps, {self.steps}",
@@ -173,23 +169,32 @@ def _named(option_field: Field[Any]) -> tuple[str, Option]:
     return option_field.name, option
 
 
-def _check(name: str, option: Option, value: Any) -> None:  # noqa: ANN401
-    repeatable = isinstance(value, tuple)
-    right = (int, float) if option.type is float else option.type
-    for part in value if repeatable else (value,):
-        if not isinstance(part, right) or isinstance(part, bool):
-            wanted = option.type.__name__
-            raise InvalidConfig(f"{name}: expected {wanted}, got {part!r}", f"see {flag(name)}")
-    if repeatable:
-        return
+def _checked(name: str, option: Option, value: Any) -> Any:  # noqa: ANN401
+    default = default_of(name)
+    if value is None and default is None:
+        return None
+    if isinstance(default, tuple):
+        parts = tuple(value) if isinstance(value, list | tuple) else (value,)
+        return tuple(_typed(name, option, part) for part in parts)
+    value = _typed(name, option, value)
     if option.choices and value not in option.choices:
         raise InvalidConfig(f"{name}: unknown value {value!r}", did_you_mean(value, option.choices))
     inside = (option.low is None or value >= option.low) and (
         option.high is None or value <= option.high
     )
-    if not inside:
+    if not inside or value == math.inf:
         low, high = (("" if b is None else f"{b:g}") for b in (option.low, option.high))
         raise InvalidConfig(f"{name}: {value!r} is outside {low}..{high}", f"see {flag(name)}")
+    return value
+
+
+def _typed(name: str, option: Option, value: Any) -> Any:  # noqa: ANN401
+    right = (int, float) if option.type is float else option.type
+    if not isinstance(value, right) or isinstance(value, bool):
+        wanted = option.type.__name__
+        raise InvalidConfig(f"{name}: expected {wanted}, got {value!r}", f"see {flag(name)}")
+    # 7 and 7.0 are one value, with one fingerprint
+    return option.type(value)
 
 
 OPTIONS: dict[str, Option] = dict(_named(f) for f in fields(RunConfig) if f.default is not MISSING)

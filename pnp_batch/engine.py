@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from pnp_batch import methods
-from pnp_batch.batches import RECIPE, Shape, pack
+from pnp_batch.batches import RECIPE, Grid, Place, Shape, pack
 from pnp_batch.diffusion.inversion import invert
 from pnp_batch.diffusion.sampling import Guidance, Prompts, generate
 from pnp_batch.diffusion.schedule import make_schedule
@@ -40,7 +40,7 @@ class Row:
     pixels: Image.Image | None
     prompt: str
     method: str
-    shape: Shape
+    place: Place
     negative_prompt: str = ""
     source_prompt: str = ""
     seed: int = 0
@@ -120,17 +120,17 @@ class Engine:
         Yields:
             One outcome a row, in the order of the batches.
         """
-        for images, shape in pack(rows):
+        for grid in pack(rows):
             if stopped():
                 return
-            yield from self._fitting(images, shape)
+            yield from self._fitting(grid)
 
-    def _fitting(self, images: list[list[Row]], shape: Shape) -> Iterator[Outcome]:
+    def _fitting(self, grid: Grid[Row]) -> Iterator[Outcome]:
         """Runs a batch; when memory runs out, its halves, down to single rows."""
         begun = time.perf_counter()
-        rows = [row for own in images for row in own]
+        rows = [row for row in grid.cells if row is not None]
         try:
-            outcomes = list(self._batch(images, shape))
+            outcomes = list(self._batch(grid))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -140,41 +140,37 @@ class Engine:
             return
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(rows) == 1:
-            if shape.rows > 1:
-                yield from self._fitting(images, Shape(1, 1))
-                return
+        if grid.shape.rows == 1:
             what = f"the device has too little memory for one row at {self.resolution} px"
             yield Outcome(rows[0], error=OutOfMemory(f"{what}; use a smaller --resolution"))
             return
-        for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
-            units: dict[str, list[Row]] = {}
-            for row in half:
-                units.setdefault(row.guidance, []).append(row)
-            smaller = Shape(len(units), max(map(len, units.values())))
-            yield from self._fitting(list(units.values()), smaller)
+        middle = max(1, len(rows) // 2)
+        for half in filter(None, (rows[:middle], rows[middle:])):
+            yield from self._fitting(_tight(half))
 
-    def _batch(self, images: list[list[Row]], shape: Shape) -> Iterator[Outcome]:
-        """Translates one batch: at most `shape.images` images, `shape.share` rows of each."""
-        method = methods.get(images[0][0].method)
-        origins = self._find([own[0] for own in images], shape, method)
-        rows = [row for own in images for row in own]
-        owner = [index for index, own in enumerate(images) for _ in own]
+    def _batch(self, grid: Grid[Row]) -> Iterator[Outcome]:
+        """Translates one batch."""
+        leaders = [own[0] if own else None for own in grid.slots]
+        method = methods.get(next(row.method for row in leaders if row is not None))
+        origins = self._find(leaders, method)
         latents = None
         if method.uses_model:
+            rows = _filled(grid.cells)
             latents = method.translate(
                 methods.Batch(
                     self.unet,
                     self.schedule,
-                    self._guidance(images, origins, owner, shape),
-                    self._prompts(_padded(rows, shape.rows)),
+                    self._guidance(leaders, origins, grid.shape),
+                    self._prompts(rows),
                     rows[0].parameters,
                 )
             )
-        for index, row in enumerate(rows):
-            origin = origins[owner[index]]
+        for cell, row in enumerate(grid.cells):
+            if row is None:
+                continue
+            origin = origins[row.guidance]
             done = Outcome(row, latents_key=origin.key, cached=origin.cached)
-            image = origin.image if latents is None else self._decode(latents[index])
+            image = origin.image if latents is None else self._decode(latents[cell])
             if image is None:
                 what = f"{row.method} gave values that are not finite"
                 yield replace(done, error=ModelError(f"{what}; try another dtype or guidance"))
@@ -182,14 +178,14 @@ class Engine:
                 yield replace(done, image=image)
 
     def _guidance(
-        self, images: list[list[Row]], origins: list[Origin], owner: list[int], shape: Shape
+        self, leaders: list[Row | None], origins: Mapping[str, Origin], shape: Shape
     ) -> Guidance:
-        full = _padded(origins, shape.images)
-        texts = [self.model.text(own[0].source_prompt) for own in images]
+        rows = _filled(leaders)
+        trajectories = [origins[row.guidance].trajectory.to(self.model.device) for row in rows]
         return Guidance(
-            trajectory=torch.stack([o.trajectory.to(self.model.device) for o in full], dim=1),
-            text=torch.stack(_padded(texts, shape.images)),
-            owner=torch.tensor(_padded(owner, shape.rows), device=self.model.device),
+            trajectory=torch.stack(trajectories, dim=1),
+            text=torch.stack([self.model.text(row.source_prompt) for row in rows]),
+            owner=torch.arange(shape.rows, device=self.model.device) // shape.share,
         )
 
     def _prompts(self, rows: Sequence[Row]) -> Prompts:
@@ -200,25 +196,24 @@ class Engine:
             scale=scale,
         )
 
-    def _find(self, rows: list[Row], shape: Shape, method: methods.Method) -> list[Origin]:
-        """The origin of each image: remembered, cached, or made now in one batch."""
+    def _find(self, leaders: list[Row | None], method: methods.Method) -> dict[str, Origin]:
+        """The origin of each image: remembered, cached, or made now, all in one batch."""
         found: dict[str, Origin] = {}
-        invert_now, generate_now = [], []
-        for row in rows:
+        for row in (leader for leader in leaders if leader is not None):
             if row.pixels is not None and not method.uses_model:
                 found[row.guidance] = Origin(torch.empty(0), row.pixels)
             elif row.guidance in self._origins:
                 self._origins.move_to_end(row.guidance)
                 found[row.guidance] = self._origins[row.guidance]
-            elif row.pixels is None:
-                generate_now.append(row)
-            elif (cached := self._cached(row)) is not None:
+            elif row.pixels is not None and (cached := self._cached(row)) is not None:
                 found[row.guidance] = self._remember(row, cached)
-            else:
-                invert_now.append(row)
-        for row, origin in (*self._invert(invert_now, shape), *self._generate(generate_now, shape)):
-            found[row.guidance] = self._remember(row, origin)
-        return [found[row.guidance] for row in rows]
+        left = [row if row and row.guidance not in found else None for row in leaders]
+        for make, given in ((self._invert, True), (self._generate, False)):
+            wanted = [row if row and (row.pixels is not None) == given else None for row in left]
+            if any(wanted):
+                made = make(wanted)
+                found |= {row.guidance: self._remember(row, origin) for row, origin in made}
+        return found
 
     def _remember(self, row: Row, origin: Origin) -> Origin:
         # Rows of the image that come later find it here, and find it in the cache of their job.
@@ -239,50 +234,51 @@ class Engine:
             return None
         return Origin(torch.from_numpy(stored).float(), row.pixels, key, cached=True)
 
-    def _invert(self, rows: list[Row], shape: Shape) -> Iterable[tuple[Row, Origin]]:
-        if not rows:
-            return
-        encoded = [self.model.encode(row.pixels) for row in rows if row.pixels is not None]
-        texts = [self.model.text(row.source_prompt) for row in rows]
+    def _invert(self, slots: list[Row | None]) -> Iterator[tuple[Row, Origin]]:
+        """Inverts the images of a batch, each in its slot."""
+        rows = _filled(slots)
+        encoded = {row.guidance: self.model.encode(row.pixels) for row in rows if row.pixels}
         trajectories = invert(
             self.unet,
-            torch.stack(_padded(encoded, shape.images)),
-            torch.stack(_padded(texts, shape.images)),
+            torch.stack([encoded[row.guidance] for row in rows]),
+            torch.stack([self.model.text(row.source_prompt) for row in rows]),
             self.schedule,
             self.inversion.inversion_steps,
         )
-        for index, row in enumerate(rows):
+        for slot, wanted in enumerate(slots):
+            if wanted is None:
+                continue
             # What is kept is what is used, whether it comes from the cache or not.
-            kept = trajectories[:, index].to("cpu", self._kept_dtype)
-            key = self.key(row)
+            kept = trajectories[:, slot].to("cpu", self._kept_dtype)
+            key = self.key(wanted)
             if self.cache is not None:
                 self.cache.put(key, kept.numpy())
-            yield row, Origin(kept.float(), row.pixels, key)
+            yield wanted, Origin(kept.float(), wanted.pixels, key)
 
     @property
     def _kept_dtype(self) -> torch.dtype:
         """Half precision is enough for a UNet that computes in it."""
         return torch.float32 if self.model.dtype == torch.float32 else torch.float16
 
-    def _generate(self, rows: list[Row], shape: Shape) -> Iterable[tuple[Row, Origin]]:
-        if not rows:
-            return
+    def _generate(self, slots: list[Row | None]) -> Iterator[tuple[Row, Origin]]:
+        """Generates the guidance images of a batch from their source prompts, each in its slot."""
+        rows = _filled(slots)
         channels, _ = self.model.latent_shape
         side = self.resolution // self.model.files.scale_factor
         noise = []
         for row in rows:
             generator = torch.Generator("cpu").manual_seed(row.seed)
             noise.append(torch.randn((channels, side, side), generator=generator))
-        full = _padded(rows, shape.images)
         prompts = Prompts(
-            target=torch.stack([self.model.text(row.source_prompt) for row in full]),
-            negative=torch.stack([self.model.text("") for _ in full]),
-            scale=torch.full((len(full),), SOURCE_GUIDANCE_SCALE, device=self.model.device),
+            target=torch.stack([self.model.text(row.source_prompt) for row in rows]),
+            negative=torch.stack([self.model.text("") for _ in rows]),
+            scale=torch.full((len(rows),), SOURCE_GUIDANCE_SCALE, device=self.model.device),
         )
-        start = torch.stack(_padded(noise, shape.images)).to(self.model.device)
+        start = torch.stack(noise).to(self.model.device)
         x0, trajectories = generate(self.unet, start, prompts, self.schedule)
-        for index, row in enumerate(rows):
-            yield row, Origin(trajectories[:, index].cpu(), self._decode(x0[index]))
+        for slot, wanted in enumerate(slots):
+            if wanted is not None:
+                yield wanted, Origin(trajectories[:, slot].cpu(), self._decode(x0[slot]))
 
     def _decode(self, latents: torch.Tensor) -> Image.Image | None:
         try:
@@ -291,9 +287,20 @@ class Engine:
             return None
 
 
-def _padded(items: Sequence[T], length: int) -> list[T]:
-    """The items, the last one repeated up to a fixed length."""
-    return [*items, *[items[-1]] * (length - len(items))]
+def _filled(cells: Sequence[T | None]) -> list[T]:
+    """The cells, with something in those that are empty: a batch keeps its shape."""
+    filler = next(cell for cell in cells if cell is not None)
+    return [filler if cell is None else cell for cell in cells]
+
+
+def _tight(rows: list[Row]) -> Grid[Row]:
+    """The smallest batch that holds these rows of one recipe."""
+    images: dict[str, list[Row]] = {}
+    for row in rows:
+        images.setdefault(row.guidance, []).append(row)
+    share = max(map(len, images.values()))
+    cells = [cell for own in images.values() for cell in (*own, *[None] * (share - len(own)))]
+    return Grid(Shape(len(images), share), tuple(cells))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

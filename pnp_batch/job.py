@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pnp_batch import config as configuration
 from pnp_batch import manifest, methods, record, results, rows
-from pnp_batch.batches import DEFAULT_BATCH_SIZE, with_shapes
+from pnp_batch.batches import DEFAULT_BATCH_SIZE, with_places
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import InvalidConfig, OutputMismatch
 from pnp_batch.models import ModelFiles, find, is_directory
@@ -84,7 +84,7 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
     there = results.read(output, ["row_id", "status", "error_type", "error_message", "row_hash"])
     _refuse_foreign(there, every, output)
     asked = every if config.limit is None else every.slice(0, config.limit)
-    asked = with_shapes(asked, config.batch_size or DEFAULT_BATCH_SIZE)
+    asked = with_places(asked, config.batch_size or DEFAULT_BATCH_SIZE)
     there = there.filter(pc.is_in(there["row_id"], asked["row_id"].combine_chunks()))
     return Job(
         config=config,

@@ -27,7 +27,8 @@ TEXT_COLUMNS = ("row_id", "negative_prompt", "source_prompt", "method")
 NUMBER_COLUMNS = ("guidance_scale", "pnp_f_t", "pnp_attn_t", "strength")
 KNOWN_COLUMNS = ("image", "prompt", *TEXT_COLUMNS, "seed", *NUMBER_COLUMNS)
 GLOB_CHARACTERS = "*?["
-IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+# All images of a manifest together may well be more than the 2 GiB of a plain binary array.
+IMAGE_TYPE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
 # A checked table holds every prompt as a list; this column says which were lists to begin with.
 LISTED = "prompt was a list"
 
@@ -115,10 +116,12 @@ def _parse(storage: Storage, name: str) -> pa.Table:
     try:
         data = storage.read(name)
         if kind == "parquet":
-            return pq.read_table(io.BytesIO(data))
+            table = pq.read_table(io.BytesIO(data))
+            table.validate(full=True)  # text that is not UTF-8 would fail much later
+            return table
         return _parse_csv(data) if kind == "csv" else _parse_jsonl(data, where)
-    except (FileNotFoundError, pa.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        reason = str(error).partition("\n")[0]
         raise InvalidManifest(
             f"{where}: cannot be read as {kind}: {reason}", "check the file"
         ) from error
@@ -126,7 +129,6 @@ def _parse(storage: Storage, name: str) -> pa.Table:
 
 def _parse_csv(data: bytes) -> pa.Table:
     text = {name: pa.string() for name in ("image", "prompt", *TEXT_COLUMNS)}
-    numbers = {name: pa.float64() for name in NUMBER_COLUMNS}
     if not data.strip():
         return pa.table({"image": pa.array([], pa.string()), "prompt": pa.array([], pa.string())})
     return pacsv.read_csv(
@@ -134,7 +136,7 @@ def _parse_csv(data: bytes) -> pa.Table:
         parse_options=pacsv.ParseOptions(newlines_in_values=True),
         # Only an empty cell is null: "NA" and "null" are words that a prompt may be.
         convert_options=pacsv.ConvertOptions(
-            column_types={**text, **numbers, "seed": pa.int64()},
+            column_types=text,
             null_values=[""],
             strings_can_be_null=True,
         ),
@@ -143,7 +145,7 @@ def _parse_csv(data: bytes) -> pa.Table:
 
 def _parse_jsonl(data: bytes, where: str) -> pa.Table:
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(data.decode("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -168,6 +170,10 @@ def _parse_jsonl(data: bytes, where: str) -> pa.Table:
         except (pa.ArrowException, OverflowError) as error:
             raise InvalidManifest(
                 f"{where}: column {name!r} mixes types: {error}", "use one type a column"
+            ) from error
+        except UnicodeEncodeError as error:
+            raise InvalidManifest(
+                f"{where}: column {name!r} holds half a character: {error}", "mend the text"
             ) from error
     return pa.table(columns)
 
@@ -206,7 +212,12 @@ def _column(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
     }[_wanted(name)]
     if not fits(column.type):
         raise _wrong_type(name, column.type, _wanted(name), where)
-    return column.cast(_wanted(name))
+    try:
+        return column.cast(_wanted(name))
+    except pa.ArrowInvalid as error:
+        raise InvalidManifest(
+            f"{where}: column {name!r} holds a value out of range: {error}", "mend that value"
+        ) from error
 
 
 def _wanted(name: str) -> pa.DataType:
@@ -238,7 +249,7 @@ def _image(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     kind = column.type
     if pa.types.is_null(kind) or _is_text(kind):
         paths = column.cast(pa.string())
-        empty = pa.nulls(len(column), pa.binary())
+        empty = pa.nulls(len(column), IMAGE_TYPE.field("bytes").type)
         parts = [empty, paths.combine_chunks()]
     elif pa.types.is_struct(kind):
         parts = [_image_part(column, part, where) for part in IMAGE_TYPE.names]
@@ -252,11 +263,11 @@ def _image_part(column: pa.ChunkedArray, part: str, where: str) -> pa.Array:
     wanted = IMAGE_TYPE.field(part).type
     if index < 0:
         return pa.nulls(len(column), wanted)
-    values = pc.struct_field(column, index).combine_chunks()
+    values = pc.struct_field(column, index)
     fits = _is_bytes if part == "bytes" else _is_text
     if not (pa.types.is_null(values.type) or fits(values.type)):
         raise _wrong_type(f"image.{part}", values.type, wanted, where)
-    return values.cast(wanted)
+    return values.cast(wanted).combine_chunks()
 
 
 def _listed(column: pa.ChunkedArray, where: str) -> dict[str, pa.Array]:

@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,14 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
+TOKENIZERS = ("tokenizer/tokenizer.json", "tokenizer/vocab.json")
+# Settings that say which pictures a model takes.
+SIZES = (
+    ("unet", "sample_size"),
+    ("unet", "in_channels"),
+    ("unet", "block_out_channels"),
+    ("vae", "block_out_channels"),
+)
 LARGEST_HEADER = 100 * 2**20
 
 
@@ -46,9 +54,9 @@ class ModelFiles:
     path: Path
     configs: Mapping[str, Mapping[str, Any]]
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """sha256 over the names and bytes of everything a translation loads."""
+        """sha256 over the names and bytes of everything a translation loads; read once."""
         return _digest(self.path)
 
     @property
@@ -126,7 +134,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
     ) as e:
-        reason = str(e).strip().splitlines()[0]
+        reason = str(e).strip().partition("\n")[0]
         raise InvalidModel(
             f"model {name!r} is neither a local directory nor can it be had from the hub: {reason}",
             "check the name and the network, or give a local directory",
@@ -142,8 +150,19 @@ def _configs(path: Path, name: str) -> dict[str, dict[str, Any]]:
             "use a model in diffusers Stable Diffusion format",
         )
     configs = {part: _json(path / file, name) for part, file in CONFIGS.items()}
-    if not (path / "tokenizer").is_dir():
-        raise InvalidModel(f"model {name!r}: tokenizer/ is missing", "complete the directory")
+    for part, key in SIZES:
+        if configs[part].get(key) is None:
+            raise InvalidModel(
+                f"model {name!r}: {CONFIGS[part]} has no {key}",
+                "replace the file by a complete one",
+            )
+    words = [file for file in TOKENIZERS if (path / file).is_file()]
+    if not words:
+        raise InvalidModel(
+            f"model {name!r}: {' or '.join(TOKENIZERS)} is missing", "complete the directory"
+        )
+    for word_file in words:
+        _json(path / word_file, name)
     for part in WEIGHTS:
         for file in _weights(path, part):
             _check_safetensors(file, name)
@@ -175,8 +194,12 @@ def _weights(path: Path, part: str) -> list[Path]:
             f"model {path.name!r}: {part}/{whole.name} is missing",
             "weights must be safetensors; convert other formats first",
         )
-    shards = sorted(set(_json(index, path.name).get("weight_map", {}).values()))
-    return [path / part / Path(str(shard)).name for shard in shards]
+    shards = _json(index, path.name).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise InvalidModel(
+            f"model {path.name!r}: {part}/{index.name} names no files", "complete the directory"
+        )
+    return [path / part / name for name in sorted({Path(str(s)).name for s in shards.values()})]
 
 
 def _check_safetensors(file: Path, name: str) -> None:
@@ -200,7 +223,6 @@ def _check_safetensors(file: Path, name: str) -> None:
         ) from error
 
 
-@lru_cache(maxsize=4)
 def _digest(path: Path) -> str:
     parts = [path / file for file in CONFIGS.values()]
     parts += [file for part in WEIGHTS for file in _weights(path, part)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,7 +122,7 @@ def read(storage: Storage, columns: Sequence[str] | None = None) -> pa.Table:
         columns: which to return; all if None.
     """
     wanted = None if columns is None else list(dict.fromkeys((*columns, *_ORDER)))
-    tables = [table for _, table in _read_parts(storage, wanted)]
+    tables = list(_read_parts(storage, wanted).values())
     if not tables:
         kept = SCHEMA if columns is None else pa.schema([SCHEMA.field(c) for c in columns])
         return kept.empty_table()
@@ -131,18 +131,21 @@ def read(storage: Storage, columns: Sequence[str] | None = None) -> pa.Table:
     return table if columns is None else table.select(list(columns))
 
 
-def _read_parts(storage: Storage, columns: list[str] | None) -> Iterator[tuple[str, pa.Table]]:
+def _read_parts(storage: Storage, columns: list[str] | None) -> dict[str, pa.Table]:
+    """Every result file. Begins again when one goes away: a newer one holds its rows by then."""
+    tables: dict[str, pa.Table] = {}
     for name in parts(storage):
         data = storage.read_if_there(name)
-        if data is None:  # settled by a run that is under way; its successor is listed too
-            continue
+        if data is None:
+            return _read_parts(storage, columns)
         try:
-            yield name, pq.read_table(io.BytesIO(data), columns=columns)
-        except pa.ArrowException as error:
+            tables[name] = pq.read_table(io.BytesIO(data), columns=columns)
+        except (OSError, pa.ArrowException) as error:
             raise StorageUnavailable(
                 f"{storage.uri}/{name} is no whole Parquet file: {error}",
                 "delete that file and run the same command again",
             ) from error
+    return tables
 
 
 def _current(table: pa.Table) -> pa.Array:
@@ -164,19 +167,18 @@ def settle(storage: Storage) -> None:
     New files are written before old ones are deleted, so a crash in between costs nothing but
     another call.
     """
-    named = list(_read_parts(storage, None))
-    total = sum(len(table) for _, table in named)
+    named = _read_parts(storage, None)
+    total = sum(map(len, named.values()))
     if not total:
         return
-    table = pa.concat_tables([t for _, t in named], promote_options="default")
+    table = pa.concat_tables(named.values(), promote_options="default")
     current = _current(table)
     if len(current) == total and len(named) <= max(1, -(-total // (ROWS_A_FILE // 2))):
         return
     table = table.take(current)
     kept = {write(storage, table.slice(i, ROWS_A_FILE)) for i in range(0, len(table), ROWS_A_FILE)}
-    for name, _ in named:
-        if name not in kept:
-            storage.delete(name)
+    for name in named.keys() - kept:
+        storage.delete(name)
 
 
 def summarise(table: pa.Table) -> Summary:

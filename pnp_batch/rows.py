@@ -11,15 +11,17 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pnp_batch.config import OPTIONS, RunConfig
 from pnp_batch.errors import InvalidManifest, did_you_mean
-from pnp_batch.manifest import LISTED, NUMBER_COLUMNS, Manifest
+from pnp_batch.manifest import KNOWN_COLUMNS, LISTED, NUMBER_COLUMNS, Manifest
 
 # The columns of a row before the manifest's own extra ones. `row_hash` tells whether a row has
 # changed since it was recorded; rows with the same `guidance` share inversion and guidance branch.
@@ -29,7 +31,7 @@ SCHEMA = pa.schema(
         ("row_hash", pa.string()),
         ("guidance", pa.string()),
         ("image", pa.string()),
-        ("image_bytes", pa.binary()),
+        ("image_bytes", pa.large_binary()),  # together they may be more than 2 GiB
         ("prompt", pa.string()),
         ("negative_prompt", pa.string()),
         ("source_prompt", pa.string()),
@@ -43,8 +45,10 @@ SCHEMA = pa.schema(
     ]
 )
 SHARES = ("pnp_f_t", "pnp_attn_t", "strength")
-CHUNK = 4096
+CHUNK = 16_384
 SHOWN = 3
+# One encoder for all values: `json.dumps` would make one for each.
+_json = json.JSONEncoder(sort_keys=True, default=str, ensure_ascii=False).encode
 
 
 def expand(manifest: Manifest, config: RunConfig, methods: Collection[str]) -> pa.Table:
@@ -61,56 +65,11 @@ def expand(manifest: Manifest, config: RunConfig, methods: Collection[str]) -> p
     Raises:
         InvalidManifest: two rows have one `row_id`.
     """
-    seen: Counter[str] = Counter()
-    tables = []
-    for batch in manifest.table.to_batches(max_chunksize=CHUNK):
-        rows: list[dict[str, Any]] = []
-        origin: list[int] = []
-        for index, row in enumerate(batch.to_pylist()):
-            made = list(_outputs(row, config, methods, seen))
-            rows += made
-            origin += [index] * len(made)
-        extra = batch.select(manifest.extra.names).take(pa.array(origin, pa.int64()))
-        made_table = pa.Table.from_pylist(rows, SCHEMA)
-        for name in manifest.extra.names:
-            made_table = made_table.append_column(name, extra.column(name))
-        tables.append(made_table)
-    table = pa.concat_tables(tables)
+    expansion = _Expansion(config, methods)
+    chunks = manifest.table.to_batches(max_chunksize=CHUNK)
+    table = pa.concat_tables([expansion.rows(chunk, manifest.extra.names) for chunk in chunks])
     _refuse_duplicates(table["row_id"], manifest.uri)
     return table
-
-
-def _outputs(
-    row: Mapping[str, Any], config: RunConfig, methods: Collection[str], seen: Counter[str]
-) -> Iterator[dict[str, Any]]:
-    """The output rows of one manifest row: one, or one per entry of its prompt list."""
-    listed = row[LISTED]
-    prompts = row["prompt"] or [None]
-    digest, image = _digest(row, listed)
-    row_id = row.get("row_id") or f"{digest[:24]}{_ordinal(seen, digest)}"
-    numbers = {name: row.get(name) for name in NUMBER_COLUMNS}
-    base = {
-        "row_hash": digest,
-        "image": image["path"],
-        "image_bytes": image["bytes"],
-        "source_prompt": row.get("source_prompt"),
-        "negative_prompt": row.get("negative_prompt"),
-        "seed": row.get("seed"),
-        "method": row.get("method") or config.method,
-        **{n: getattr(config, n, None) if v is None else float(v) for n, v in numbers.items()},
-    }
-    if base["negative_prompt"] is None:
-        base["negative_prompt"] = config.negative_prompt
-    if base["seed"] is None:
-        base["seed"] = derived_seed(config.seed, row_id)
-    base["guidance"] = _guidance(base)
-    base["problem"] = _problem(base, methods)
-    for number, prompt in enumerate(prompts):
-        problem = base["problem"]
-        if problem is None and not (prompt or "").strip():
-            problem = "prompt is null or empty; give it a text"
-        own_id = f"{row_id}-{number}" if listed and row["prompt"] else row_id
-        yield {**base, "row_id": own_id, "prompt": prompt, "problem": problem}
 
 
 def derived_seed(job_seed: int, row_id: str) -> int:
@@ -119,51 +78,200 @@ def derived_seed(job_seed: int, row_id: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _digest(row: Mapping[str, Any], listed: bool) -> tuple[str, dict[str, Any]]:
-    """A hash of what the row says, the same from Parquet, CSV and JSON Lines; and its image."""
-    image = row["image"] or {"bytes": None, "path": None}
-    own = {k: v for k, v in row.items() if v is not None and k not in (LISTED, "image", "prompt")}
-    own["prompt"] = row["prompt"] if listed else (row["prompt"] or [None])[0]
-    own["image"] = image["path"] or None
-    if image["bytes"] is not None:
-        own["image_bytes"] = hashlib.sha256(image["bytes"]).hexdigest()
-    text = json.dumps(own, sort_keys=True, default=str, ensure_ascii=False)
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    return digest, {"bytes": image["bytes"], "path": image["path"] or None}
+class _Expansion:
+    """Expands a manifest chunk by chunk; keeps what the chunks have in common."""
+
+    def __init__(self, config: RunConfig, methods: Collection[str]) -> None:
+        self._config = config
+        self._methods = methods
+        self._identical: Counter[str] = Counter()
+        self._guidance: dict[tuple[str, str, str], str] = {}
+
+    def rows(self, chunk: pa.RecordBatch, extra: Sequence[str]) -> pa.Table:
+        """The output rows of some manifest rows: one each, or one for each entry of a list."""
+        prompts = _Prompts.of(chunk)
+        columns = self._columns(chunk, prompts)
+        columns["problem"] = pa.array(_problems(columns, self._methods), pa.string())
+        made = {name: values.take(prompts.origin) for name, values in columns.items()}
+        made["row_id"] = pa.array(prompts.numbered(made["row_id"].to_pylist()), pa.string())
+        made["prompt"] = prompts.texts
+        empty = pc.if_else(prompts.empty(), "prompt is null or empty; give it a text", None)
+        made["problem"] = pc.coalesce(made["problem"], empty)
+        carried = [chunk[name].take(prompts.origin) for name in extra]
+        return pa.table(
+            [*(made[name] for name in SCHEMA.names), *carried],
+            schema=pa.schema([*SCHEMA, *(chunk.schema.field(name) for name in extra)]),
+        )
+
+    def _columns(self, chunk: pa.RecordBatch, prompts: _Prompts) -> dict[str, pa.Array]:
+        """What all entries of a manifest row have in common."""
+        own = {f.name: _column(chunk, f.name, f.type) for f in SCHEMA}
+        path, data = (pc.struct_field(chunk["image"], part) for part in ("path", "bytes"))
+        own["image"] = pc.if_else(pc.equal(path, ""), None, path)
+        own["image_bytes"] = data
+        embedded = [None if d is None else _sha256(d) for d in data.to_pylist()]
+        hashes = _row_hashes(chunk, prompts, own["image"].to_pylist(), embedded)
+        ids = [
+            given or self._default_id(row_hash)
+            for given, row_hash in zip(own["row_id"].to_pylist(), hashes, strict=True)
+        ]
+        seeds = [
+            derived_seed(self._config.seed, row_id) if seed is None else seed
+            for seed, row_id in zip(own["seed"].to_pylist(), ids, strict=True)
+        ]
+        own["row_id"] = pa.array(ids, pa.string())
+        own["row_hash"] = pa.array(hashes, pa.string())
+        own["seed"] = pa.array(seeds, pa.int64())
+        own["method"] = pc.if_else(pc.equal(own["method"], ""), None, own["method"])
+        for name in ("negative_prompt", "method", *NUMBER_COLUMNS):
+            value = getattr(self._config, name, None)
+            own[name] = own[name] if value is None else pc.fill_null(own[name], value)
+        prompted = pc.fill_null(own["source_prompt"], "").to_pylist()
+        origins = _origins(own["image"].to_pylist(), embedded, seeds)
+        named = [self._named(*origin, text) for origin, text in zip(origins, prompted, strict=True)]
+        own["guidance"] = pa.array(named, pa.string())
+        return own
+
+    def _default_id(self, row_hash: str) -> str:
+        before = self._identical[row_hash]
+        self._identical[row_hash] += 1
+        return f"{row_hash[:24]}-{before}" if before else row_hash[:24]
+
+    def _named(self, kind: str, what: str, source_prompt: str) -> str:
+        """Names a guidance image together with the prompt it is inverted with."""
+        key = (kind, what, source_prompt)
+        if key not in self._guidance:
+            self._guidance[key] = _sha256(json.dumps(key).encode())[:32]
+        return self._guidance[key]
 
 
-def _ordinal(seen: Counter[str], digest: str) -> str:
-    before = seen[digest]
-    seen[digest] += 1
-    return f"-{before}" if before else ""
+@dataclass(frozen=True)
+class _Prompts:
+    """The prompts of some manifest rows, one after another.
+
+    Attributes:
+        texts: the prompt of each output row.
+        origin: the manifest row of each output row.
+        number: its place in the list of prompts, -1 where there is no list.
+        quoted: the prompts of each manifest row, as JSON.
+    """
+
+    texts: pa.Array
+    origin: np.ndarray
+    number: np.ndarray
+    quoted: list[str]
+
+    @classmethod
+    def of(cls, chunk: pa.RecordBatch) -> _Prompts:
+        lists, listed = chunk["prompt"], chunk[LISTED].to_numpy(zero_copy_only=False)
+        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+        ends = np.cumsum(lengths)
+        # A row without any prompt has one output row too, which says so.
+        counts = np.maximum(lengths, 1)
+        origin = np.repeat(np.arange(len(lists)), counts)
+        number = np.arange(len(origin)) - np.repeat(np.cumsum(counts) - counts, counts)
+        there = lengths[origin] > 0
+        flat = pc.list_flatten(lists)
+        place = (ends - lengths)[origin] + number
+        parts = [_json(text) for text in flat.to_pylist()]
+        quoted = [
+            f"[{own}]" if is_list else own or "null"
+            for start, end, is_list in zip(ends - lengths, ends, listed, strict=True)
+            for own in [", ".join(parts[start:end])]
+        ]
+        return cls(
+            texts=flat.take(pa.array(place, mask=~there)),
+            origin=origin,
+            number=np.where(there & listed[origin], number, -1),
+            quoted=quoted,
+        )
+
+    def numbered(self, ids: Iterable[str]) -> Iterator[str]:
+        """The output rows' ids, made of those of their manifest rows."""
+        for row_id, number in zip(ids, self.number.tolist(), strict=True):
+            yield row_id if number < 0 else f"{row_id}-{number}"
+
+    def empty(self) -> pa.Array:
+        """Which prompts say nothing."""
+        return pa.array([not (t and t.strip()) for t in self.texts.to_pylist()], pa.bool_())
 
 
-def _guidance(row: Mapping[str, Any]) -> str:
-    """Names the guidance image together with the prompt it is inverted with."""
-    if row["image_bytes"] is not None:
-        origin = ["bytes", hashlib.sha256(row["image_bytes"]).hexdigest()]
-    elif row["image"] is not None:
-        origin = ["uri", row["image"]]
-    else:
-        origin = ["generated", str(row["seed"])]
-    text = json.dumps([*origin, row["source_prompt"] or ""])
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+def _column(chunk: pa.RecordBatch, name: str, kind: pa.DataType) -> pa.Array:
+    """A column of the manifest; nulls where it has none."""
+    known = name in KNOWN_COLUMNS and name in chunk.schema.names
+    return chunk[name] if known else pa.nulls(len(chunk), kind)
 
 
-def _problem(row: Mapping[str, Any], methods: Collection[str]) -> str | None:
-    """What makes the row unusable whatever its prompt, or None."""
-    if row["image"] is None and row["image_bytes"] is None and not row["source_prompt"]:
-        return "image is null; give it an image, or a source_prompt to generate one from"
-    if row["method"] not in methods:
-        return f"method {row['method']!r} is unknown; {did_you_mean(row['method'], methods)}"
-    for name in SHARES:
-        value = row[name]
-        if value is not None and not 0.0 <= value <= 1.0:
-            return f"{name} is {value:g}; it must lie in 0..1"
-    high = OPTIONS["guidance_scale"].high or math.inf
-    if not 0.0 <= row["guidance_scale"] <= high:
-        return f"guidance_scale is {row['guidance_scale']:g}; it must lie in 0..{high:g}"
-    return None
+def _row_hashes(
+    chunk: pa.RecordBatch,
+    prompts: _Prompts,
+    images: list[str | None],
+    embedded: list[str | None],
+) -> list[str]:
+    """A hash of what each row says: its JSON, the same from Parquet, CSV and JSON Lines."""
+    names = [name for name in chunk.schema.names if name not in ("image", "prompt", LISTED)]
+    told: dict[str, list[Any]] = {name: chunk[name].to_pylist() for name in names}
+    told["image_bytes"] = embedded
+    fragments = {
+        name: [None if value is None else f"{_json(name)}: {_json(value)}" for value in values]
+        for name, values in told.items()
+    }
+    # These two are told also when they are null.
+    fragments["image"] = [f'"image": {_json(image)}' for image in images]
+    fragments["prompt"] = [f'"prompt": {quoted}' for quoted in prompts.quoted]
+    rows = zip(*(fragments[name] for name in sorted(fragments)), strict=True)
+    texts = ("{" + ", ".join(filter(None, row)) + "}" for row in rows)
+    return [_sha256(text.encode())[:32] for text in texts]
+
+
+def _origins(
+    images: list[str | None], embedded: list[str | None], seeds: list[int]
+) -> Iterator[tuple[str, str]]:
+    """Where each row's guidance image comes from."""
+    for image, digest, seed in zip(images, embedded, seeds, strict=True):
+        if digest is not None:
+            yield "bytes", digest
+        elif image is not None:
+            yield "uri", image
+        else:
+            yield "generated", str(seed)
+
+
+def _problems(columns: dict[str, pa.Array], methods: Collection[str]) -> list[str | None]:
+    """What makes each row unusable whatever its prompt, or None."""
+    found: list[str | None] = [None] * len(columns["row_id"])
+
+    def refuse(bad: pa.Array, message: Callable[[int], str]) -> None:
+        for index in pc.indices_nonzero(pc.fill_null(bad, False)).to_pylist():
+            found[index] = found[index] or message(index)
+
+    image_less = pc.and_(pc.is_null(columns["image"]), pc.is_null(columns["image_bytes"]))
+    unprompted = pc.equal(pc.fill_null(columns["source_prompt"], ""), "")
+    told = "image is null; give it an image, or a source_prompt to generate one from"
+    refuse(pc.and_(image_less, unprompted), lambda _: told)
+    names = columns["method"]
+    known = pc.is_in(names, pa.array(methods, pa.string()))
+    refuse(pc.invert(known), lambda index: _unknown(names[index].as_py(), methods))
+    limits = [(name, 1.0) for name in SHARES]
+    limits.append(("guidance_scale", OPTIONS["guidance_scale"].high or math.inf))
+    for name, high in limits:
+        values = columns[name]
+        inside = pc.and_(pc.greater_equal(values, 0.0), pc.less_equal(values, high))
+        refuse(
+            pc.invert(inside),
+            lambda index, name=name, high=high, values=values: (  # type: ignore[misc]
+                f"{name} is {values[index].as_py():g}; it must lie in 0..{high:g}"
+            ),
+        )
+    return found
+
+
+def _unknown(method: str, methods: Collection[str]) -> str:
+    return f"method {method!r} is unknown; {did_you_mean(method, methods)}"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _refuse_duplicates(ids: pa.ChunkedArray, where: str) -> None:

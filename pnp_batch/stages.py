@@ -21,7 +21,7 @@ from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
 
 from pnp_batch import methods, results, sink, source
-from pnp_batch.batches import RECIPE, Shape
+from pnp_batch.batches import PLACE, RECIPE, Place
 from pnp_batch.errors import InvalidRow, RowError
 from pnp_batch.latents import LatentCache
 from pnp_batch.models import ModelFiles
@@ -38,8 +38,7 @@ NEEDED = (
     "pixels",
     "prompt",
     "method",
-    "images",
-    "share",
+    *PLACE,
     "negative_prompt",
     "source_prompt",
     "seed",
@@ -204,7 +203,7 @@ class Translate:
             pixels=None if pixels is None else Image.frombytes("RGB", (side, side), pixels),
             prompt=record["prompt"],
             method=record["method"],
-            shape=Shape(record["images"], record["share"]),
+            place=Place(*(record[name] for name in PLACE)),
             negative_prompt=record["negative_prompt"] or "",
             source_prompt=record["source_prompt"] or "",
             seed=record["seed"],

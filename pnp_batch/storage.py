@@ -94,9 +94,9 @@ class Storage:
     def _named(self, verb: str, name: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except storage_errors() as error:
+            if isinstance(error, FileNotFoundError) and verb != "write":
+                raise  # where it is written to, it is the bucket that does not exist
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise StorageUnavailable(
                 f"cannot {verb} {posixpath.join(self.uri, name)}: {reason}",

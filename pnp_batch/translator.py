@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pnp_batch import methods, source
-from pnp_batch.batches import DEFAULT_BATCH_SIZE, RECIPE, Shape, with_shapes
+from pnp_batch.batches import DEFAULT_BATCH_SIZE, PLACE, RECIPE, Place, with_places
 from pnp_batch.config import RunConfig
 from pnp_batch.engine import Engine, Row
 from pnp_batch.errors import InvalidConfig, InvalidRow, ModelError, did_you_mean
@@ -132,7 +132,8 @@ def _rows(
             **{name: [value] * len(flat) for name, value in recipe.items()},
         }
     )
-    shaped = with_shapes(table, config.batch_size or DEFAULT_BATCH_SIZE)
+    placed = with_places(table, config.batch_size or DEFAULT_BATCH_SIZE)
+    places = placed.select(list(PLACE)).to_pylist()
     return [
         Row(
             row_id=row_id,
@@ -140,12 +141,10 @@ def _rows(
             pixels=prepared[index],
             prompt=text,
             method=config.method,
-            shape=Shape(together, share),
+            place=Place(**place),
             negative_prompt=config.negative_prompt,
             guidance_scale=config.guidance_scale,
             parameters={k: v for k, v in recipe.items() if k != "method" and v is not None},
         )
-        for (index, row_id, text), together, share in zip(
-            flat, shaped["images"].to_pylist(), shaped["share"].to_pylist(), strict=True
-        )
+        for (index, row_id, text), place in zip(flat, places, strict=True)
     ]

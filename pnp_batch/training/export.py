@@ -54,12 +54,18 @@ def image_processor() -> CLIPImageProcessor:
 
 
 def scrub(directory: Path) -> None:
-    """Takes what is about the training machine out of every JSON file."""
+    """Takes what is about the training machine out of every JSON file.
+
+    Weights are stored in half precision but compute in single unless asked otherwise: transformers
+    would follow the stored ``dtype``, diffusers would not, and a pipeline of both could not run.
+    """
     for path in directory.rglob("*.json"):
         content = json.loads(path.read_text())
-        if isinstance(content, dict) and any(key in content for key in PRIVATE_KEYS):
-            kept = {k: v for k, v in content.items() if k not in PRIVATE_KEYS}
-            path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+        kept = {k: v for k, v in content.items() if k not in PRIVATE_KEYS}
+        for part in (kept, *kept.values()):
+            if isinstance(part, dict) and "dtype" in part:
+                part["dtype"] = "float32"
+        path.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def weight_bytes(directory: Path) -> int:

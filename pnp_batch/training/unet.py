@@ -19,11 +19,12 @@ from pnp_batch.training.loop import Run, Settings
 from pnp_batch.training.vae import CHANNELS
 
 EMPTY_SHARE = 0.1
-SHORTCUT_DROPOUT = 0.3
+SHORTCUT_DROPOUT = 0.6
 SNR_CAP = 5.0
+WIDTHS = (32, 64, 128, 128)
 
 
-def new_unet(widths: tuple[int, ...] = (32, 64, 128, 128)) -> UNet2DConditionModel:
+def new_unet(widths: tuple[int, ...] = WIDTHS) -> UNet2DConditionModel:
     """An untrained UNet: four levels, two blocks each, the topology of Stable Diffusion 1."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -88,11 +89,17 @@ def embed(clip: Path, texts: list[str]) -> Tensor:
 class UnetTask:
     """Noise prediction with min-SNR weights (Hang et al. 2023); one caption in ten is left empty.
 
-    For three pictures in ten the shortcut around the feature that Plug-and-Play injects is dropped,
+    For six pictures in ten the shortcut around the feature that Plug-and-Play injects is dropped,
     so that the feature itself has to carry what the picture shows.
     """
 
-    def __init__(self, work: Path, batch: int = 32, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        work: Path,
+        batch: int = 32,
+        device: str = "cpu",
+        widths: tuple[int, ...] = WIDTHS,
+    ) -> None:
         """Reads latents from ``work/vae`` and embeds the captions with ``work/clip``."""
         self.device, self.size = torch.device(device), batch
         self.latents: Tensor = torch.load(work / "vae" / "latents.pt", weights_only=True)
@@ -105,7 +112,7 @@ class UnetTask:
         told = data.load_captions(work / "data", held_out=True)
         self.told = embed(work / "clip", told).float()
         self.alpha_bar = new_scheduler().alphas_cumprod
-        self.module: nn.Module = new_unet().to(self.device)
+        self.module: nn.Module = new_unet(widths).to(self.device)
 
     def loss(self, generator: torch.Generator, progress: float) -> tuple[Tensor, dict[str, float]]:
         """One batch: noise at evenly spread times, weighted by the capped signal-to-noise ratio."""

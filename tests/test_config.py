@@ -1,0 +1,214 @@
+"""The configuration: where values come from, which are refused, and what shapes a picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+
+import pytest
+
+from pnp_batch import config
+from pnp_batch.config import OPTIONS, SHAPING, RunConfig
+from pnp_batch.errors import EXIT_INVALID, EXIT_USAGE, InvalidConfig, WrongUsage
+
+NEEDED = {"manifest": "m.csv", "output": "out"}
+# A value other than the default for every option; those marked here shape the picture.
+OTHER = {
+    "model": "other",
+    "revision": "v2",
+    "method": "sdedit",
+    "steps": 25,
+    "inversion_steps": 100,
+    "guidance_scale": 3.0,
+    "negative_prompt": "blurry",
+    "pnp_f_t": 0.1,
+    "pnp_attn_t": 0.1,
+    "resolution": 64,
+    "fit": "pad",
+    "cache": "elsewhere",
+    "image_format": "webp",
+    "workers": 3,
+    "gpus_per_worker": 0.5,
+    "batch_size": 2,
+    "device": "cuda",
+    "dtype": "float16",
+    "limit": 5,
+    "seed": 1,
+    "max_failed": 0.5,
+    "allow_root": ("/data",),
+    "allow_host": ("example.org",),
+    "max_image_mib": 1.0,
+    "max_image_mpixels": 1.0,
+    "read_timeout": 1.0,
+    "address": "auto",
+}
+SHAPES = {
+    *("method", "steps", "inversion_steps", "guidance_scale", "negative_prompt", "pnp_f_t"),
+    *("pnp_attn_t", "resolution", "fit", "image_format", "device", "dtype", "seed"),
+}
+
+
+def built(**values):
+    return RunConfig(**NEEDED, **values)
+
+
+def refusal(**values):
+    with pytest.raises(InvalidConfig) as refused:
+        built(**values)
+    assert refused.value.exit_code == EXIT_INVALID
+    assert refused.value.hint
+    return str(refused.value)
+
+
+def fingerprint(**values):
+    return config.fingerprint(config.shaping(built(**values)))
+
+
+def test_flags_beat_the_environment_which_beats_the_file_which_beats_defaults():
+    environ = {"PNP_BATCH_STEPS": "20", "PNP_BATCH_SEED": "2", "PNP_BATCH_OTHER": "x"}
+    file = {"steps": 10, "seed": 1, "fit": "pad"}
+    made = config.build({**NEEDED, "steps": 30}, file, environ)
+    assert (made.steps, made.seed, made.fit, made.method) == (30, 2, "pad", "pnp")
+
+
+def test_a_file_may_name_manifest_and_output():
+    made = config.build({"output": "flag"}, {"manifest": "m", "output": "file"}, {})
+    assert (made.manifest, made.output) == ("m", "flag")
+
+
+@pytest.mark.parametrize("missing", ["manifest", "output"])
+def test_manifest_and_output_are_needed(missing):
+    with pytest.raises(WrongUsage, match=missing.upper() if missing == "manifest" else "--output"):
+        config.build({**NEEDED, missing: ""}, {}, {})
+    assert WrongUsage.exit_code == EXIT_USAGE
+
+
+def test_the_process_environment_is_read_when_no_other_is_given(monkeypatch):
+    monkeypatch.setenv("PNP_BATCH_STEPS", "7")
+    assert config.build(NEEDED).steps == 7
+
+
+def test_the_environment_sets_every_kind_of_option():
+    environ = {
+        "PNP_BATCH_GUIDANCE_SCALE": "3",
+        "PNP_BATCH_ALLOW_ROOT": "/a,/b",
+        "PNP_BATCH_NEGATIVE_PROMPT": "",
+    }
+    made = config.build(NEEDED, {}, environ)
+    assert (made.guidance_scale, made.allow_root, made.negative_prompt) == (3.0, ("/a", "/b"), "")
+    with pytest.raises(InvalidConfig, match="PNP_BATCH_STEPS='many': expected int"):
+        config.build(NEEDED, {}, {"PNP_BATCH_STEPS": "many"})
+
+
+def test_a_file_is_yaml_whose_keys_are_the_fields():
+    assert config.read_file("steps: 5\nallow_host: [a, b]\n", "j") == {
+        "steps": 5,
+        "allow_host": ["a", "b"],
+    }
+    assert config.read_file("# nothing\n", "job.yaml") == {}
+
+
+def test_an_unknown_key_is_answered_with_the_nearest_one():
+    with pytest.raises(InvalidConfig, match=r"job\.yaml: unknown key 'guidance_scal'") as refused:
+        config.read_file("guidance_scal: 3\n", "job.yaml")
+    assert refused.value.hint == "did you mean 'guidance_scale'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 5\nfit: [crop\n", r"job\.yaml, line 3: not valid YAML"),
+        ("- steps\n", r"job\.yaml: expected `key: value` lines"),
+        ("5: 3\n", r"job\.yaml: unknown key 5"),
+        ("steps: !!python/object:os.system {}\n", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_job_is_refused(text, message):
+    with pytest.raises(InvalidConfig, match=message):
+        config.read_file(text, "job.yaml")
+
+
+def test_one_root_or_host_in_a_file_needs_no_list():
+    assert built(allow_root="/data", allow_host="example.org").allow_root == ("/data",)
+    assert built(allow_root=["/a", "/b"]).allow_root == ("/a", "/b")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", "5"),
+        ("steps", 5.0),
+        ("steps", True),
+        ("steps", [5]),
+        ("steps", None),
+        ("guidance_scale", "7"),
+        ("guidance_scale", False),
+        ("negative_prompt", 3),
+        ("method", None),
+        ("fit", ("crop",)),
+        ("allow_root", [1]),
+        ("allow_root", None),
+        ("allow_host", {"a": 1}),
+        ("cache", 1),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_by_name(name, value):
+    assert refusal(**{name: value}).startswith(f"{name}: expected ")
+
+
+@pytest.mark.parametrize("name", [n for n, o in OPTIONS.items() if o.low is not None])
+def test_a_number_out_of_range_is_refused_by_name(name):
+    option = OPTIONS[name]
+    beyond = [option.low - 1] + ([] if option.high is None else [option.high + 1])
+    beyond += [math.nan, math.inf] if option.type is float else []
+    for value in beyond:
+        assert refusal(**{name: option.type(value) if math.isfinite(value) else value}).startswith(
+            f"{name}: "
+        )
+
+
+@pytest.mark.parametrize("name", [n for n, o in OPTIONS.items() if o.choices])
+def test_an_unknown_choice_is_refused_by_name(name):
+    assert f"{name}: unknown value 'nonsense'" in refusal(**{name: "nonsense"})
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_other_values_than_the_default_are_taken(name):
+    assert getattr(built(**{name: OTHER[name]}), name) == OTHER[name]
+
+
+def test_inversion_steps_are_a_multiple_of_steps():
+    assert built(steps=10, inversion_steps=30).inversion == 30
+    assert built(steps=10).inversion == 10
+    assert "not a multiple of steps" in refusal(steps=10, inversion_steps=25)
+    assert "not a multiple of steps" in refusal(steps=10, inversion_steps=5)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_fingerprint_changes_with_what_shapes_a_picture_and_with_nothing_else(name):
+    assert (fingerprint(**{name: OTHER[name]}) != fingerprint()) == (name in SHAPES)
+    assert (name in SHAPING) == (name in SHAPES)
+
+
+def test_the_fingerprint_does_not_depend_on_how_a_value_was_written():
+    assert fingerprint(guidance_scale=7, pnp_f_t=1) == fingerprint(guidance_scale=7.0, pnp_f_t=1.0)
+    assert fingerprint(inversion_steps=50) == fingerprint()
+
+
+def test_a_configuration_survives_json():
+    import json
+
+    made = built(**OTHER)
+    assert RunConfig(**json.loads(json.dumps(made.as_dict()))) == made
+    assert set(made.as_dict()) == {f.name for f in fields(RunConfig)}
+
+
+def test_a_changed_copy_is_checked_again():
+    assert config.with_values(built(), steps=5).steps == 5
+    with pytest.raises(InvalidConfig):
+        config.with_values(built(), steps=0)
+
+
+def test_the_cache_lies_in_the_output_unless_it_is_named():
+    assert built().cache_uri == "out/latents"
+    assert built(cache="s3://b/c").cache_uri == "s3://b/c"

@@ -1,0 +1,234 @@
+"""Results: the record of what is done, each row once whatever happened on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pnp_batch import results
+from pnp_batch.errors import InvalidManifest
+from pnp_batch.results import SCHEMA
+from pnp_batch.storage import Storage, StorageUnavailable
+
+NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
+EXTRA = pa.schema([("label", pa.string()), ("tags", pa.list_(pa.int8()))])
+
+
+@pytest.fixture
+def output(tmp_path):
+    return Storage(str(tmp_path / "out"))
+
+
+def recorded(*rows, schema=SCHEMA):
+    """A table of recorded rows, given as (row_id, status, minutes past noon, other columns)."""
+    dicts = [
+        {
+            "row_id": row_id,
+            "status": status,
+            "recorded_at": NOON + datetime.timedelta(minutes=minutes),
+            **(other[0] if other else {}),
+        }
+        for row_id, status, minutes, *other in rows
+    ]
+    return pa.Table.from_pylist(dicts, schema)
+
+
+def shown(table):
+    """Rows as (row_id, status, minutes past noon), by row_id."""
+    rows = table.select(["row_id", "status", "recorded_at"]).to_pylist()
+    return sorted(
+        (r["row_id"], r["status"], int((r["recorded_at"] - NOON).total_seconds() // 60))
+        for r in rows
+    )
+
+
+def test_an_output_without_results_has_none(output):
+    assert results.read(output).equals(SCHEMA.empty_table())
+    assert results.read(output, ["status", "row_id"]).schema.names == ["status", "row_id"]
+    results.settle(output)
+    assert output.files() == []
+
+
+def test_what_is_recorded_is_read_back(output):
+    schema = results.schema(EXTRA)
+    extra = {"label": "x", "tags": [1, 2], "width": 512, "seconds": 0.5}
+    table = recorded(("a", "ok", 0, extra), ("b", "error", 1), schema=schema)
+    name = results.write(output, table)
+    assert results.parts(output) == [name]
+    assert results.read(output).equals(table)
+    some = results.read(output, ["label", "row_id"])
+    assert some.to_pylist() == [{"label": "x", "row_id": "a"}, {"label": None, "row_id": "b"}]
+
+
+def test_the_same_rows_have_the_same_file(output):
+    first = results.write(output, recorded(("a", "error", 0), ("b", "ok", 0)))
+    second = results.write(output, recorded(("b", "ok", 1), ("a", "ok", 1)))
+    other = results.write(output, recorded(("c", "ok", 0)))
+    assert first == second != other
+    assert shown(results.read(output)) == [("a", "ok", 1), ("b", "ok", 1), ("c", "ok", 0)]
+
+
+HISTORY = (
+    recorded(("retried", "error", 0), ("twice", "ok", 0), ("failing", "error", 0)),
+    recorded(("retried", "ok", 1)),
+    recorded(("twice", "ok", 2)),
+    recorded(("failing", "error", 3)),
+    recorded(("worse", "ok", 1)),
+    recorded(("worse", "error", 4), ("single", "ok", 0)),
+)
+OUTCOME = [
+    ("failing", "error", 3),
+    ("retried", "ok", 1),
+    ("single", "ok", 0),
+    ("twice", "ok", 2),
+    ("worse", "ok", 1),
+]
+
+
+def test_ok_counts_before_error_and_the_latest_before_earlier_ones(output):
+    for table in HISTORY:
+        results.write(output, table)
+    assert shown(results.read(output)) == OUTCOME
+
+
+def test_settling_leaves_each_row_in_one_file(output):
+    for table in HISTORY:
+        results.write(output, table)
+    results.settle(output)
+    (name,) = results.parts(output)
+    assert shown(pq.read_table(output.path(name))) == OUTCOME
+    results.settle(output)
+    assert results.parts(output) == [name]
+
+
+def test_settling_merges_many_small_files(output):
+    for n in range(12):
+        results.write(output, recorded((f"{n:02}", "ok", n)))
+    before = shown(results.read(output))
+    results.settle(output)
+    assert len(results.parts(output)) == 1
+    assert shown(results.read(output)) == before
+    assert len(before) == 12
+
+
+def test_settling_writes_nothing_where_all_is_settled(output):
+    name = results.write(output, recorded(("a", "ok", 0), ("b", "error", 0)))
+    before = output.fs.modified(output.path(name))
+    results.settle(output)
+    assert output.fs.modified(output.path(name)) == before
+
+
+def test_large_results_stay_in_files_of_useful_size(output, monkeypatch):
+    monkeypatch.setattr(results, "ROWS_A_FILE", 10)
+    for n in range(35):
+        results.write(output, recorded((f"{n:02}", "ok", n)))
+    results.settle(output)
+    sizes = [pq.read_metadata(output.path(name)).num_rows for name in results.parts(output)]
+    assert sorted(sizes) == [5, 10, 10, 10]
+    assert len(results.read(output)) == 35
+
+
+@pytest.mark.parametrize("survivors", [1, 3, 6])
+def test_a_crash_before_old_files_are_deleted_costs_only_another_settling(
+    output, tmp_path, survivors
+):
+    for table in HISTORY:
+        results.write(output, table)
+    old = results.parts(output)
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    results.settle(output)
+    settled = results.parts(output)
+    for name in old[:survivors]:  # as if the process had died before it deleted these
+        shutil.copy(tmp_path / "copy" / name, tmp_path / "out" / name)
+    assert shown(results.read(output)) == OUTCOME
+    results.settle(output)
+    assert shown(results.read(output)) == OUTCOME
+    assert results.parts(output) == settled
+
+
+def test_a_reader_loses_no_row_while_a_run_settles(output):
+    class SettledMeanwhile(Storage):
+        """Another process settles the results after this one has listed them."""
+
+        listed = 0
+
+        def files(self, folder=""):
+            names = super().files(folder)
+            self.listed += 1
+            if self.listed == 1:
+                results.settle(output)
+            return names
+
+    for table in HISTORY:
+        results.write(output, table)
+    assert shown(results.read(SettledMeanwhile(output.uri))) == OUTCOME
+
+
+def test_results_of_different_columns_are_read_together(output):
+    with_extra = results.schema(EXTRA)
+    results.write(output, recorded(("a", "ok", 0, {"label": "x"}), schema=with_extra))
+    results.write(output, recorded(("b", "ok", 0)))
+    results.settle(output)
+    assert {r["row_id"]: r["label"] for r in results.read(output).to_pylist()} == {
+        "a": "x",
+        "b": None,
+    }
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
+def test_a_damaged_result_file_is_named(output, tmp_path, keep):
+    name = results.write(output, recorded(("a", "ok", 0)))
+    data = output.read(name)
+    length = int(len(data) * keep) if isinstance(keep, float) else keep % len(data)
+    (tmp_path / "out" / name).write_bytes(data[:length])
+    with pytest.raises(StorageUnavailable, match=name):
+        results.read(output)
+
+
+def test_a_result_file_damaged_anywhere_is_never_a_crash(output, tmp_path):
+    name = results.write(output, recorded(("a", "ok", 0, {"prompt": "x" * 50}), ("b", "ok", 1)))
+    data = output.read(name)
+    for place in range(0, len(data), 61):
+        broken = data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :]
+        (tmp_path / "out" / name).write_bytes(broken)
+        with contextlib.suppress(StorageUnavailable):  # some damage is no damage
+            results.read(output, ["row_id", "status"])
+
+
+def test_an_extra_column_with_the_name_of_a_results_column_is_refused():
+    assert results.schema(EXTRA).names == [*SCHEMA.names, *EXTRA.names]
+    for name in ("status", "output", "recorded_at", "latents_key"):
+        with pytest.raises(InvalidManifest, match=repr(name)):
+            results.schema(pa.schema([("label", pa.string()), (name, pa.string())]))
+
+
+def test_the_summary_counts_rows_and_shows_the_first_failure_of_each_kind():
+    missing = {"error_type": "ImageNotFound", "error_message": "no such file: a.png"}
+    large = {"error_type": "ImageTooLarge", "error_message": None}
+    table = recorded(
+        ("a", "ok", 0),
+        ("b", "error", 0, large),
+        ("c", "error", 0, missing),
+        ("d", "error", 0, {**missing, "error_message": "no such file: d.png"}),
+    )
+    summary = results.summarise(table)
+    assert (summary.done, summary.failed) == (1, 3)
+    assert summary.failures == (
+        results.Failure("ImageNotFound", 2, "c", "no such file: a.png"),
+        results.Failure("ImageTooLarge", 1, "b", ""),
+    )
+    assert results.summarise(SCHEMA.empty_table()) == results.Summary()
+
+
+def test_results_settle_in_object_stores_too(s3):
+    output = Storage(s3("results"))
+    for table in HISTORY:
+        results.write(output, table)
+    results.settle(output)
+    assert len(results.parts(output)) == 1
+    assert shown(results.read(output)) == OUTCOME
