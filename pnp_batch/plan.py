@@ -19,6 +19,7 @@ from pnp_batch.errors import RowError
 from pnp_batch.flops import UNetFlops, unet_flops, vae_flops
 from pnp_batch.job import Job, prepare
 from pnp_batch.latents import Inversion, LatentCache
+from pnp_batch.status import measured_rate
 from pnp_batch.storage import Storage
 
 READERS = 8
@@ -41,7 +42,8 @@ class Plan:
             spends on them at its defaults (999 inversion and 999 reconstruction steps, three
             whole evaluations a sampling step, each image again for each prompt).
         image_bytes, latent_bytes: to be written, the first estimated.
-        tflops: the achieved TFLOP/s that `hours` assumes, and where the number is from.
+        tflops: the achieved TFLOP/s that `hours` counts with.
+        tflops_from: `given`, `measured` by the latest run of the output, or `assumed` by device.
     """
 
     rows: int
@@ -59,7 +61,7 @@ class Plan:
     device: str
     dtype: str
     tflops: float
-    assumed: bool
+    tflops_from: str
     hours: float
     price: float | None
 
@@ -71,7 +73,8 @@ def plan(
 
     Args:
         config: the job.
-        tflops: achieved TFLOP/s of all workers together; a cautious guess by device if None.
+        tflops: achieved TFLOP/s of all workers together; if None, what the latest run of the
+            output achieved, or a cautious guess by device.
         price_per_hour: of all workers together.
 
     Raises:
@@ -84,7 +87,7 @@ def plan(
     cached = _cached(job, inverted, dtype)
     missing = len(inverted) - cached
     spent = _spending(job, good, missing)
-    rate = tflops or ASSUMED_TFLOPS[device] * (job.config.workers or 1)
+    rate, rate_from = _rate(job, spent.tflop / len(good) if len(good) else 0.0, device, tflops)
     hours = spent.tflop / rate / 3600
     side = int(job.settings["resolution"])
     kept = job.config.steps * _latents(job, side) * (4 if dtype == "float32" else 2)
@@ -105,7 +108,7 @@ def plan(
         device=device,
         dtype=dtype,
         tflops=rate,
-        assumed=tflops is None,
+        tflops_from=rate_from,
         hours=hours,
         price=None if price_per_hour is None else hours * price_per_hour,
     )
@@ -124,6 +127,16 @@ def _device(job: Job) -> tuple[str, str]:
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     return str(device), str(dtype)
+
+
+def _rate(job: Job, row_tflop: float, device: str, given: float | None) -> tuple[float, str]:
+    """TFLOP/s of all workers together, and where the number is from."""
+    if given is not None:
+        return given, "given"
+    rows_a_second = measured_rate(job.output)
+    if rows_a_second and row_tflop:
+        return rows_a_second * row_tflop, "measured"
+    return ASSUMED_TFLOPS[device] * (job.config.workers or 1), "assumed"
 
 
 def _inverted(rows: pa.Table) -> list[dict[str, Any]]:
@@ -195,7 +208,8 @@ def _spending(job: Job, rows: pa.Table, inversions: int) -> _Spending:
     # branch; the product of q and k still is.
     for recipe, count, images in _recipes(rows):
         method = methods.get(str(recipe["method"]))
-        cost = method.cost(steps, {k: float(v) for k, v in recipe.items() if k in RECIPE[1:] and v})
+        given = {name: recipe[name] for name in RECIPE[1:] if recipe[name] is not None}
+        cost = method.cost(steps, given)
         spent["guidance"] += images * (cost.guidance_to_attention + cost.guidance_to_feature)
         spent["translated"] += count * cost.translated
         flop += images * cost.guidance_to_attention * unet.to_attention
@@ -207,12 +221,16 @@ def _spending(job: Job, rows: pa.Table, inversions: int) -> _Spending:
 
 
 def _recipes(rows: pa.Table) -> list[tuple[dict[str, Any], int, int]]:
-    """Each distinct recipe with its number of rows and of guidance images."""
-    grouped = rows.group_by(list(RECIPE)).aggregate(
-        [("row_id", "count"), ("guidance", "count_distinct")]
-    )
+    """Each distinct recipe with its number of rows and of guidance branches.
+
+    A branch serves the rows of one image that are in one batch.
+    """
+    batch = pc.divide(rows["number"], rows["share"])
+    branches = rows.append_column("batch", batch).group_by([*RECIPE, "guidance", "batch"])
+    counted = branches.aggregate([("row_id", "count")]).group_by(list(RECIPE))
+    grouped = counted.aggregate([("row_id_count", "sum"), ("row_id_count", "count")])
     return [
-        ({name: row[name] for name in RECIPE}, row["row_id_count"], row["guidance_count_distinct"])
+        ({name: row[name] for name in RECIPE}, row["row_id_count_sum"], row["row_id_count_count"])
         for row in grouped.to_pylist()
     ]
 

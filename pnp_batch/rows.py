@@ -44,6 +44,8 @@ SCHEMA = pa.schema(
         ("problem", pa.string()),
     ]
 )
+# What stands before the name of an extra column, which may be any of ours.
+EXTRA = "extra: "
 SHARES = ("pnp_f_t", "pnp_attn_t", "strength")
 CHUNK = 16_384
 SHOWN = 3
@@ -60,7 +62,7 @@ def expand(manifest: Manifest, config: RunConfig, methods: Collection[str]) -> p
         methods: the names that a row's `method` may have.
 
     Returns:
-        A table of `SCHEMA` and the manifest's extra columns.
+        A table of `SCHEMA` and the manifest's extra columns, their names behind `EXTRA`.
 
     Raises:
         InvalidManifest: two rows have one `row_id`.
@@ -100,7 +102,9 @@ class _Expansion:
         carried = [chunk[name].take(prompts.origin) for name in extra]
         return pa.table(
             [*(made[name] for name in SCHEMA.names), *carried],
-            schema=pa.schema([*SCHEMA, *(chunk.schema.field(name) for name in extra)]),
+            schema=pa.schema(
+                [*SCHEMA, *(chunk.schema.field(name).with_name(EXTRA + name) for name in extra)]
+            ),
         )
 
     def _columns(self, chunk: pa.RecordBatch, prompts: _Prompts) -> dict[str, pa.Array]:

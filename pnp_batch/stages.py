@@ -25,6 +25,7 @@ from pnp_batch.batches import PLACE, RECIPE, Place
 from pnp_batch.errors import InvalidRow, RowError
 from pnp_batch.latents import LatentCache
 from pnp_batch.models import ModelFiles
+from pnp_batch.rows import EXTRA
 from pnp_batch.storage import Storage
 
 if TYPE_CHECKING:
@@ -236,7 +237,9 @@ class Translate:
         fields = [f for f in self._work.schema if f.name not in sink.ADDED]
         return pa.table(
             [
-                pa.array(columns[f.name], f.type) if f.name in columns else table[f.name]
+                pa.array(columns[f.name], f.type)
+                if f.name in columns
+                else table[f.name if f.name in results.SCHEMA.names else EXTRA + f.name]
                 for f in (*fields, pa.field("pixels", pa.binary()))
             ],
             names=[*(f.name for f in fields), "pixels"],

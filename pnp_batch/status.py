@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import pyarrow as pa
+
 from pnp_batch import record, results
 from pnp_batch.errors import InvalidConfig
+from pnp_batch.record import Record
 from pnp_batch.results import Failure
 from pnp_batch.storage import Storage
 
@@ -55,10 +58,7 @@ def status(uri: str) -> Status:
     columns = ["row_id", "status", "error_type", "error_message", "recorded_at"]
     table = results.read(output, columns)
     summary = results.summarise(table)
-    started = datetime.fromisoformat(there.started_at)
-    times = [time for time in table["recorded_at"].to_pylist() if time and time >= started]
-    span = (max(times) - started).total_seconds() if times else 0.0
-    rate = len(times) / span if span > 0 else None
+    rate = _rate(there, table)
     state = there.state
     silent = (datetime.now(UTC) - datetime.fromisoformat(there.updated_at)).total_seconds()
     if state == record.RUNNING and silent > SILENT_SECONDS:
@@ -76,3 +76,16 @@ def status(uri: str) -> Status:
         updated_at=there.updated_at,
         failures=summary.failures,
     )
+
+
+def measured_rate(output: Storage) -> float | None:
+    """Rows a second of the latest run of an output, its start included; None without any."""
+    there = record.read(output)
+    return _rate(there, results.read(output, ["recorded_at"])) if there else None
+
+
+def _rate(there: Record, recorded: pa.Table) -> float | None:
+    started = datetime.fromisoformat(there.started_at)
+    times = [time for time in recorded["recorded_at"].to_pylist() if time and time >= started]
+    span = (max(times) - started).total_seconds() if times else 0.0
+    return len(times) / span if span > 0 else None

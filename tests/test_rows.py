@@ -13,7 +13,7 @@ import pytest
 from pnp_batch import manifest
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import InvalidManifest
-from pnp_batch.rows import SCHEMA, derived_seed, expand
+from pnp_batch.rows import EXTRA, SCHEMA, derived_seed, expand
 
 METHODS = ("pnp", "sdedit")
 
@@ -240,15 +240,17 @@ def test_extra_columns_follow_their_rows_with_their_types(tmp_path):
         "when": pa.array([datetime.datetime(2026, 1, 2), None], pa.timestamp("ms")),
         "tags": pa.array([["a"], None], pa.large_list(pa.string())),
         "box": pa.array([{"x": 1}, None]),
+        "guidance": pa.array([1, 2]),  # named like a column of ours
         "word": pa.array(["u", None]).dictionary_encode().cast(pa.string()),
     }
     table = pa.table({"image": ["a", "b"], "prompt": [["x", "y"], ["z"]], **extra})
     pq.write_table(table, tmp_path / "m.parquet")
     made = expanded(tmp_path / "m.parquet")
-    assert made.schema.names == [*SCHEMA.names, *extra]
+    assert made.schema.names == [*SCHEMA.names, *(EXTRA + name for name in extra)]
     for name, values in extra.items():
-        assert made[name].type == values.type
-        assert made[name].combine_chunks().equals(values.take(pa.array([0, 0, 1])))
+        carried = made[EXTRA + name]
+        assert carried.type == values.type
+        assert carried.combine_chunks().equals(values.take(pa.array([0, 0, 1])))
 
 
 def test_a_manifest_of_many_chunks_is_expanded_in_its_order(tmp_path):
@@ -256,5 +258,5 @@ def test_a_manifest_of_many_chunks_is_expanded_in_its_order(tmp_path):
     table = pa.table({"image": ["a"] * count, "prompt": ["x"] * count, "n": list(range(count))})
     pq.write_table(table, tmp_path / "m.parquet", row_group_size=1000)
     made = expanded(tmp_path / "m.parquet")
-    assert made["n"].to_pylist() == list(range(count))
+    assert made[EXTRA + "n"].to_pylist() == list(range(count))
     assert len(set(made["row_id"].to_pylist())) == count

@@ -80,18 +80,21 @@ def _type(option: Option) -> click.ParamType[Any]:
     return click.STRING
 
 
-def configured(given: Mapping[str, Any]) -> RunConfig:
-    """The configuration from what the command line gave. Flags beat environment beats file."""
+def configured(given: Mapping[str, Any], otherwise: Mapping[str, Any] | None = None) -> RunConfig:
+    """The configuration from what the command line gave. Flags beat environment beats file.
+
+    `otherwise` holds what a command falls back on where `run` would ask for a value.
+    """
     values = dict(given)
     path = values.pop("config_file", None)
     flags = {name: value for name, value in values.items() if value not in (None, ())}
-    file: dict[str, Any] = {}
+    file: dict[str, Any] = dict(otherwise or {})
     if path:
         folder, _, name = path.rpartition("/")
         data = Storage(folder or ("/" if path.startswith("/") else ".")).read_if_there(name)
         if data is None:
             raise InvalidConfig(f"{path}: no such file", "check --config")
-        file = config.read_file(data.decode("utf-8", "replace"), path)
+        file |= config.read_file(data.decode("utf-8", "replace"), path)
     return config.build(flags, file)
 
 

@@ -10,7 +10,8 @@ import click
 from pnp_batch.cli.options import answer, common, configured, job
 from pnp_batch.record import duration
 
-UNPLACED = "pnp-batch-plan-of-no-output"
+# An empty place: a plan without an output has nothing done and nothing cached.
+NOWHERE = "memory://nowhere"
 
 
 @click.command()
@@ -32,8 +33,9 @@ def plan(tflops: float | None, price_per_hour: float | None, as_json: bool, **gi
     """Count what translating MANIFEST will take: evaluations, FLOPs, hours, bytes, money."""
     from pnp_batch.plan import plan as count
 
-    given["output"] = given["output"] or UNPLACED
-    found = count(configured(given), tflops=tflops, price_per_hour=price_per_hour)
+    found = count(
+        configured(given, {"output": NOWHERE}), tflops=tflops, price_per_hour=price_per_hour
+    )
     spent = found.unet_evaluations
     saved = found.published_tflop / found.tflop if found.tflop else 0.0
     lines = [
@@ -47,7 +49,11 @@ def plan(tflops: float | None, price_per_hour: float | None, as_json: bool, **gi
         f"work: {found.tflop:.4g} TFLOP",
         f"  the published defaults: {found.published_tflop:.4g} TFLOP, {saved:.1f} times as much",
         f"time: {duration(found.hours * 3600)} at {found.tflops:g} TFLOP/s"
-        + (f", assumed for {found.device}; --tflops sets it" if found.assumed else ""),
+        + {
+            "given": "",
+            "measured": ", as the latest run of the output",
+            "assumed": f", assumed for {found.device}; --tflops sets it",
+        }[found.tflops_from],
         f"to write: {found.image_bytes / 1e6:.1f} MB of images, "
         f"{found.latent_bytes / 1e6:.1f} MB of latents",
     ]

@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 SOLID = ("flat", "oil", "pixel")
 """Renditions that fill their objects with colour: a mask can be read from them."""
 
-REFERENCES = 24
+REFERENCES = 16
 
 
 def mask_iou(a: Mask, b: Mask) -> float:

@@ -13,7 +13,6 @@ from pnp_batch.training.loop import Run, Settings
 from pnp_batch.training.recipe import Options
 from pnp_batch.training.recipe import run as run_stage
 
-
 NARROW = (16, 16, 32, 32)
 
 

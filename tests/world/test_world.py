@@ -10,8 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pnp_batch.world import COLOURS, OBJECTS, RENDITIONS, SCENES, Spec, caption, draw, random_spec
-from pnp_batch.world import samples
+from pnp_batch.world import (
+    COLOURS,
+    OBJECTS,
+    RENDITIONS,
+    SCENES,
+    Spec,
+    caption,
+    draw,
+    random_spec,
+    samples,
+)
 from pnp_batch.world.captions import loose_caption
 from pnp_batch.world.drawing import recast
 from pnp_batch.world.spec import COLOURLESS
@@ -37,12 +46,13 @@ def test_equal_specs_draw_equal_pictures(rendition):
 
 
 def test_another_process_draws_the_same_picture():
+    spec = recast(HOUSE, rendition="oil")
     code = (
         "import hashlib; from pnp_batch.world import Spec, draw;"
-        f"print(hashlib.sha256(draw({recast(HOUSE, rendition='oil')!r}).image.tobytes()).hexdigest())"
+        f"print(hashlib.sha256(draw({spec!r}).image.tobytes()).hexdigest())"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == digest(recast(HOUSE, rendition="oil"))
+    assert run.stdout.strip() == digest(spec)
 
 
 @pytest.mark.parametrize("name", OBJECTS)

@@ -1,0 +1,102 @@
+"""`Translator`: the library's promise, with the shapes and names of the contract."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pnp_batch import Translator
+from pnp_batch.errors import InvalidConfig, InvalidModel, InvalidRow
+from pnp_batch.world import draw, random_spec
+from tests import tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2"])
+def translator(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Translator:
+    folder = tiny.save_model(tmp_path_factory.mktemp("model") / request.param, request.param)
+    return Translator.load(str(folder), device="cpu", dtype="float32")
+
+
+def pictures(count: int) -> list[Image.Image]:
+    """Drawn pictures of several sizes and modes."""
+    drawn = [draw(random_spec(Random(n)), resolution=64).image for n in range(count)]
+    return [image.resize((40 + 8 * n, 50)) for n, image in enumerate(drawn)]
+
+
+def far(a: Image.Image, b: Image.Image) -> int:
+    """Largest difference of two pictures, of 255."""
+    return int(np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max())
+
+
+def test_a_text_gives_a_picture_and_a_list_gives_a_list(translator: Translator) -> None:
+    made = translator.translate(pictures(3), ["a cat", ["a dog", "a tree"], ["a hat"]], steps=3)
+    assert isinstance(made[0], Image.Image)
+    assert [type(entry) for entry in made] == [Image.Image, list, list]
+    flat = [made[0], *made[1], *made[2]]  # type: ignore[misc]
+    assert {(image.mode, image.size) for image in flat} == {("RGB", (32, 32))}
+    assert far(made[1][0], made[1][1]) > 1  # type: ignore[index]
+    assert translator.translate([], []) == []
+
+
+def test_pictures_do_not_depend_on_their_company(translator: Translator) -> None:
+    images = pictures(4)
+    prompts = ["a cat", ["a dog", "a tree"], "a boat", ["a hat"]]
+    together = translator.translate(images, prompts, steps=4)
+    for image, prompt, expected in zip(images, prompts, together, strict=True):
+        (alone,) = translator.translate([image], [prompt], steps=4, batch_size=1)
+        pairs = (
+            zip(alone, expected, strict=True) if isinstance(alone, list) else [(alone, expected)]
+        )
+        assert all(far(a, b) <= 1 for a, b in pairs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"guidance_scale": 1.0},
+        {"negative_prompt": "blue"},
+        {"pnp_f_t": 0.0},
+        {"pnp_attn_t": 0.0},
+        {"inversion_steps": 8},
+        {"method": "reconstruct"},
+        {"fit": "stretch"},
+    ],
+)
+def test_every_parameter_shapes_the_picture(
+    translator: Translator, change: dict[str, float]
+) -> None:
+    image = pictures(2)[1:]
+    plain = translator.translate(image, ["a cat"], steps=4)[0]
+    changed = translator.translate(image, ["a cat"], steps=4, **change)[0]
+    assert far(plain, changed) > 1  # type: ignore[arg-type]
+
+
+def test_copy_is_the_prepared_image(
+    translator: Translator,
+) -> None:
+    (image,) = pictures(1)
+    (copied,) = translator.translate([image.resize((32, 32))], ["x"], method="copy")
+    assert far(copied, image.resize((32, 32))) == 0  # type: ignore[arg-type]
+
+
+def test_wrong_calls_are_refused_by_name(translator: Translator, tmp_path: Path) -> None:
+    image = pictures(1)
+    with pytest.raises(InvalidConfig, match=r"guidence_scale"):
+        translator.translate(image, ["x"], guidence_scale=3.0)
+    with pytest.raises(InvalidConfig, match=r"pnp_f_t.*1.5"):
+        translator.translate(image, ["x"], pnp_f_t=1.5)
+    with pytest.raises(InvalidConfig, match="1 images but 2 prompts"):
+        translator.translate(image, ["x", "y"])
+    with pytest.raises(InvalidRow, match="prompt 0-1"):
+        translator.translate(image, [["x", ""]])
+    with pytest.raises(InvalidModel, match="no such directory"):
+        Translator.load(str(tmp_path / "nowhere"))
