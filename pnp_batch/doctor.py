@@ -9,6 +9,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 
 from pnp_batch import models, record
 from pnp_batch.errors import JobError
@@ -34,66 +37,82 @@ class Check:
 
 def examine(model: str, uris: Sequence[str]) -> Iterator[Check]:
     """Checks versions, machine, devices, a model, and the storage behind each URI."""
-    checks: list[Callable[[], Check]] = [_versions, _machine, _disk, _devices, _ray]
-    checks.append(lambda: _model(model))
-    checks += [lambda uri=uri: _storage(uri) for uri in uris]  # type: ignore[misc]
-    for check in checks:
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("versions", _versions),
+        ("machine", _machine),
+        ("temporary disk", _disk),
+        ("devices", _devices),
+        ("ray", _ray),
+        ("model", partial(_model, model)),
+        *(("storage", partial(_storage, uri)) for uri in uris),
+    ]
+    for name, check in checks:
         try:
-            yield check()
+            yield Check(name, check())
         except JobError as error:
-            yield Check("problem", str(error), error.hint or "see the message")
+            yield Check(name, str(error), error.hint or "see the message")
+        except (ImportError, OSError) as error:
+            told = " ".join(str(error).split())
+            yield Check(name, f"{type(error).__name__}: {told}", "install pnp-batch again")
 
 
-def _versions() -> Check:
-    found = record.versions()
-    return Check("versions", ", ".join(f"{name} {version}" for name, version in found.items()))
+class _Unfit(JobError):
+    """What was found is a problem."""
 
 
-def _machine() -> Check:
+def _versions() -> str:
+    return ", ".join(f"{name} {version}" for name, version in record.versions().items())
+
+
+def _machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Check("machine", f"{os.cpu_count()} cores, {memory / GIB:.1f} GiB of memory")
+    return f"{os.cpu_count()} cores, {memory / GIB:.1f} GiB of memory"
 
 
-def _disk() -> Check:
+def _disk() -> str:
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     found = f"{free / GIB:.1f} GiB free in {folder}"
-    return Check("temporary disk", found, "" if free > LEAST_DISK else "free some, or set TMPDIR")
+    if free < LEAST_DISK:
+        raise _Unfit(found, "free some, or set TMPDIR")
+    return found
 
 
-def _devices() -> Check:
+def _devices() -> str:
     import torch
 
     names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         names.append("mps")
+    if not names and any(Path("/dev").glob("nvidia[0-9]*")):
+        build = torch.version.cuda or "no CUDA at all"
+        raise _Unfit(
+            f"there is an NVIDIA GPU, but torch {torch.__version__}, made for {build}, sees none",
+            "install the torch that fits the driver, or use --device cpu",
+        )
     found = ", ".join(names) or "no GPU: translations run on the CPU"
-    return Check("devices", f"{found}; torch uses {torch.get_num_threads()} threads")
+    return f"{found}; torch uses {torch.get_num_threads()} threads"
 
 
-def _ray() -> Check:
-    import ray
-
-    return Check("ray", f"{ray.__version__} can be imported")
+def _ray() -> str:
+    return f"{import_module('ray').__version__} can be imported"
 
 
-def _model(name: str) -> Check:
+def _model(name: str) -> str:
     begun = time.perf_counter()
     model = models.find(name)
     digest = model.digest
     seconds = time.perf_counter() - begun
-    found = f"{name}: {model.resolution} px, digest {digest[:12]}, checked in {seconds:.1f} s"
-    return Check("model", found)
+    return f"{name}: {model.resolution} px, digest {digest[:12]}, checked in {seconds:.1f} s"
 
 
-def _storage(uri: str) -> Check:
+def _storage(uri: str) -> str:
     storage, name = Storage(uri), f"pnp-batch-probe-{uuid.uuid4().hex}"
     begun = time.perf_counter()
-    try:
-        storage.write(name, b"probe")
-        same = storage.read(name) == b"probe"
-    finally:
-        storage.delete(name)
+    storage.write(name, b"probe")
+    same = storage.read_if_there(name) == b"probe"
+    storage.delete(name)
+    if not same:
+        raise _Unfit(f"{uri}: what was written could not be read back", "use another storage")
     seconds = time.perf_counter() - begun
-    found = f"{uri}: written, read and deleted a probe in {seconds:.2f} s"
-    return Check("storage", found, "" if same else "it returned other bytes than were written")
+    return f"{uri}: written, read and deleted a probe in {seconds:.2f} s"

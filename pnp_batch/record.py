@@ -19,6 +19,11 @@ RUNNING, DONE, INTERRUPTED, STOPPED, BROKEN = "running", "done", "interrupted", 
 REPORTED = ("pnp-batch", "torch", "diffusers", "transformers", "ray", "pyarrow", "pillow")
 
 
+def now() -> str:
+    """The time, UTC, as `run.json` holds it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 @dataclass(frozen=True)
 class Record:
     """The content of `run.json`.
@@ -38,8 +43,8 @@ class Record:
     done: int = 0
     failed: int = 0
     session_done: int = 0
-    started_at: str = ""
-    updated_at: str = ""
+    started_at: str = field(default_factory=now)
+    updated_at: str = field(default_factory=now)
     finished_at: str | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -48,11 +53,6 @@ class Record:
     def fingerprint(self) -> str:
         """A short hash of `settings`."""
         return fingerprint(self.settings)
-
-
-def now() -> str:
-    """The time, UTC, as `run.json` holds it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def duration(seconds: float) -> str:

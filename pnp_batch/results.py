@@ -18,10 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pnp_batch import rows
-from pnp_batch.batches import PLACE
 from pnp_batch.errors import InvalidManifest
-from pnp_batch.manifest import KNOWN_COLUMNS
 from pnp_batch.storage import Storage, StorageUnavailable
 
 FOLDER = "results"
@@ -62,9 +59,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-# What a row has only during a run; extra columns travel beside it.
-ON_THE_WAY = {*rows.SCHEMA.names, *PLACE, "pixels"} - {*SCHEMA.names, *KNOWN_COLUMNS}
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -89,19 +83,13 @@ def schema(extra: pa.Schema) -> pa.Schema:
     """The schema of the results of a manifest with these extra columns.
 
     Raises:
-        InvalidManifest: an extra column has the name of a results column, or of one that a row
-            has on its way there.
+        InvalidManifest: an extra column has the name of a results column.
     """
-    names = set(extra.names)
-    if taken := set(SCHEMA.names) & names:
+    taken = set(SCHEMA.names) & set(extra.names)
+    if taken:
         raise InvalidManifest(
             f"the manifest's column {min(taken)!r} has the name of a results column",
             "rename it; results have their own " + ", ".join(sorted(taken)),
-        )
-    if taken := ON_THE_WAY & names:
-        raise InvalidManifest(
-            f"the manifest's column {min(taken)!r} has a name that rows use during a run",
-            "rename it; the names in use are " + ", ".join(sorted(ON_THE_WAY)),
         )
     return pa.schema([*SCHEMA, *extra])
 

@@ -1,0 +1,125 @@
+"""Plans: what decides the numbers, beyond the plain job that tests/test_look.py holds."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pytest
+
+from pnp_batch import cli, record, results
+from pnp_batch.config import RunConfig
+from pnp_batch.job import prepare
+from pnp_batch.plan import plan
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny.save_model(tmp_path_factory.mktemp("model") / "sd1", "sd1"))
+
+
+@pytest.fixture
+def job(tmp_path, model):
+    """`job(rows, **config)`: a job of four steps over rows that need no picture to be planned."""
+
+    def job(rows, **config):
+        path = tmp_path / "m.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        values = {"model": model, "steps": 4, "device": "cpu", "dtype": "float32"}
+        return RunConfig(str(path), str(tmp_path / "out"), **{**values, **config})
+
+    return job
+
+
+def rows(count):
+    return [{"row_id": f"r{n}", "image": f"{n}.png", "prompt": "x"} for n in range(count)]
+
+
+def test_without_injection_there_is_no_guidance_branch(job):
+    spent = plan(job(rows(2), pnp_f_t=0.0, pnp_attn_t=0.0)).unet_evaluations
+    assert spent["guidance"] == 0
+    assert (spent["inversion"], spent["translated"]) == (8, 16)
+
+
+def test_each_batch_of_an_image_has_a_guidance_branch(job):
+    many = [{"row_id": "r", "image": "a.png", "prompt": list("abcde")}]
+    one = plan(job(many, batch_size=5)).unet_evaluations
+    three = plan(job(many, batch_size=2)).unet_evaluations
+    assert (one["guidance"], three["guidance"]) == (3, 9)
+    assert one["inversion"] == three["inversion"] == 4
+
+
+def test_a_generated_guidance_image_is_sampled_and_not_inverted(job):
+    generated = [{"row_id": "r", "image": None, "prompt": "x", "source_prompt": "y"}]
+    found = plan(job(generated))
+    assert (found.images, found.inversions_missing, found.latent_bytes) == (1, 0, 0)
+    assert found.unet_evaluations["generated_guidance"] == 8
+
+
+def test_copying_evaluates_nothing(job):
+    found = plan(job(rows(3), method="copy"))
+    assert sum(found.unet_evaluations.values()) == found.tflop == 0
+    assert found.image_bytes > 0
+
+
+def test_bad_rows_cost_nothing(job):
+    bad = [*rows(2), {"row_id": "bad", "image": "0.png", "prompt": ""}]
+    found = plan(job(bad))
+    assert (found.rows, found.todo) == (3, 3)
+    assert found.unet_evaluations == plan(job(rows(2))).unet_evaluations
+
+
+def test_latents_are_kept_in_half_precision_where_the_model_computes_in_it(job):
+    whole, half = plan(job(rows(1))), plan(job(rows(1), dtype="bfloat16"))
+    assert whole.latent_bytes == 4 * 4 * tiny.SIDE**2 * 4
+    assert half.latent_bytes == whole.latent_bytes // 2
+
+
+def test_the_rate_is_that_of_the_latest_run_of_the_output(job):
+    config = job(rows(6))
+    assert plan(config).tflops_from == "assumed"
+    before = prepare(config)
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    record.write(
+        before.output,
+        record.Record(config.as_dict(), before.settings, 6, started_at=began.isoformat()),
+    )
+    done = before.todo.select(["row_id", "row_hash"]).slice(0, 2).to_pylist()
+    for row in done:
+        row |= {"status": results.OK, "recorded_at": began + timedelta(seconds=20)}
+    results.write(before.output, pa.Table.from_pylist(done, results.SCHEMA))
+    found = plan(config)
+    assert (found.done, found.todo, found.tflops_from) == (2, 4, "measured")
+    assert found.hours == pytest.approx(4 * 10 / 3600)
+    assert plan(config, tflops=2.0).tflops_from == "given"
+
+
+def test_a_job_file_names_the_output_too(job, tmp_path, capsys):
+    config = job(rows(1))
+    before = prepare(config)
+    foreign = {**before.settings, "steps": 9}
+    record.write(before.output, record.Record(config.as_dict(), foreign, 1))
+    file = tmp_path / "job.yaml"
+    names = {"manifest": config.manifest, "output": config.output, "model": config.model}
+    file.write_text(json.dumps(names))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", "--config", str(file), "--steps", "4"])
+    assert ended.value.code == 4
+    assert "steps: 9 there, 4 now" in capsys.readouterr().err
+
+
+def test_a_plan_without_an_output_writes_nothing(job, tmp_path, monkeypatch, capsys):
+    config = job(rows(1))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", config.manifest, "--model", config.model, "--json"])
+    assert not ended.value.code
+    assert json.loads(capsys.readouterr().out)["todo"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["m.jsonl"]
+
+
+def test_extra_columns_may_be_named_as_a_run_names_its_own(job):
+    named = {"number": 1, "guidance": "x", "images": 2, "share": 3, "slot": 4, "pixels": 5}
+    assert plan(job([{**row, **named} for row in rows(2)])).todo == 2
