@@ -27,6 +27,8 @@ from pnp_batch.errors import JobError
 
 OBJECT_STORE_BYTES = 512 * 2**20
 ACTOR_INIT_DEATHS = 3
+# Loading and writing need CPUs of their own beside the actors, or the graph may starve.
+SPARE_CPUS = 3
 
 
 class ClusterUnavailable(JobError):
@@ -75,8 +77,7 @@ def _start(address: str | None, folder: str | None, workers: int) -> None:
         return
     ray.init(
         address="local",
-        # Loading and writing need CPUs of their own beside the actors, or the graph may starve.
-        num_cpus=max(os.cpu_count() or 1, workers + 3),
+        num_cpus=max(os.cpu_count() or 1, workers) + SPARE_CPUS,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -106,6 +107,11 @@ def _quiet() -> None:
     context.max_consecutive_actor_init_deaths = ACTOR_INIT_DEATHS
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+def cores() -> int:
+    """CPUs of the connected cluster that actors may have."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1.0)) - SPARE_CPUS)
 
 
 def gpus() -> float:

@@ -7,7 +7,6 @@ Rows whose results are recorded are done; running the same job again does the ot
 
 from __future__ import annotations
 
-import os
 import platform
 import signal
 import threading
@@ -123,6 +122,9 @@ def run(
                 progress = _progress(job, counts, begun, execution.phase)
                 say(progress)
                 journal.keep(progress)
+                if execution.signals > 1:
+                    journal.keep(progress, state=record.INTERRUPTED)
+                    raise Interrupted("stopped at once", "run the same command again to go on")
                 if progress.failed > job.config.max_failed * job.total:
                     execution.stop(record.STOPPED)
         progress = _progress(job, execution.counts, begun, execution.state)
@@ -195,7 +197,7 @@ def _resolved(job: Job) -> tuple[Work, _Graph]:
         model=job.model,
         device=device,
         dtype=dtype,
-        threads=max(1, (os.cpu_count() or 1) // workers),
+        threads=max(1, cluster.cores() // workers),
         steps=config.steps,
         inversion_steps=config.inversion,
         resolution=int(job.settings["resolution"]),
@@ -220,7 +222,7 @@ def _auto_workers(model: ModelFiles, available: float, share: float) -> int:
     # Single-threaded actors do more together than threads do for one of them.
     needed = BYTES_OF_PROCESS + BYTES_A_WEIGHT * model.weight_bytes
     memory = ray.cluster_resources().get("memory", 0.0)
-    return max(1, min(os.cpu_count() or 1, int(memory * 0.8 / needed)))
+    return max(1, min(cluster.cores(), int(memory * 0.8 / needed)))
 
 
 class _Execution:
@@ -232,7 +234,7 @@ class _Execution:
         self.error: JobError | None = None
         self.state = record.RUNNING
         self._stopping = ""
-        self._signalled = False
+        self.signals = 0
         self._control: Any = None
         self._thread = threading.Thread(target=self._run, name="pnp-batch-run", daemon=True)
 
@@ -262,7 +264,7 @@ class _Execution:
         with _handling(self._on_signal):
             while self._thread.is_alive():
                 self.counts = ray.get(self._control.counts.remote())
-                if self._signalled:
+                if self.signals:
                     self.stop(record.INTERRUPTED)
                 yield self.counts
                 self._thread.join(POLL_SECONDS)
@@ -276,9 +278,7 @@ class _Execution:
             ray.get(self._control.stop.remote())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signalled:
-            raise Interrupted("stopped at once", "run the same command again to go on")
-        self._signalled = True  # the watching loop talks to Ray, not a signal handler
+        self.signals += 1  # the watching loop acts on it: a signal handler must not talk to Ray
 
     def _run(self) -> None:
         try:
