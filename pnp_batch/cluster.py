@@ -15,6 +15,8 @@ from pathlib import Path
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# A run that was stopped at once must not start Ray again from its dying thread.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 # Ray's C++ layer reports as errors what its own retries mend; what matters arrives as exceptions.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 # Threads that spin while they wait cost actors on a busy machine most of their time.
