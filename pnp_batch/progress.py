@@ -28,8 +28,8 @@ class Meter:
         """The numbers as one line of text."""
         parts = [f"{progress.done + progress.failed}/{progress.total} rows"]
         rate = self.rate(progress)
-        if rate:
-            left = progress.total - progress.done - progress.failed
+        left = progress.total - progress.done - progress.failed
+        if rate and left:
             parts += [f"{rate:.2f} rows/s", f"ETA {duration(left / rate)}"]
         if progress.failed:
             parts.append(f"{progress.failed} failed")
