@@ -160,10 +160,8 @@ def _cached(job: Job, images: list[dict[str, Any]], dtype: str) -> int:
 
     def found(row: Mapping[str, Any]) -> bool:
         try:
-            data = row["image_bytes"]
-            if data is None:
-                data = source.read_source(row["image"], job.policy)
-            image = source.prepare(source.decode(data, job.policy), side, job.config.fit)
+            picture = source.open_image(row["image"], row["image_bytes"], job.policy)
+            image = source.prepare(picture, side, job.config.fit)
         except RowError:
             return False
         key = inversion.key(image.tobytes(), row["source_prompt"] or "")

@@ -99,8 +99,7 @@ def _problem(row: Mapping[str, Any], allowed: SourcePolicy) -> RowError | None:
     if row["image"] is None and row["image_bytes"] is None:
         return None
     try:
-        data = row["image_bytes"]
-        source.decode(source.read_source(row["image"], allowed) if data is None else data, allowed)
+        source.open_image(row["image"], row["image_bytes"], allowed)
     except RowError as error:
         return error
     return None

@@ -61,8 +61,7 @@ def collect(config: RunConfig, largest: int) -> list[Group]:
             continue
         group = groups.get(row["guidance"])
         if group is None:
-            data = row["image_bytes"] or source.read_source(row["image"], allowed)
-            image = source.decode(data, allowed)
+            image = source.open_image(row["image"], row["image_bytes"], allowed)
             group = Group(source.prepare(image, record["resolution"], config.fit), ())
         picture = Image.open(io.BytesIO(output.read(record["output"]))).convert("RGB")
         groups[row["guidance"]] = Group(group.source, (*group.made, (row["prompt"], picture)))

@@ -4,6 +4,8 @@ Nothing that a manifest names is trusted: `read_source` decides where bytes may 
 what they may be. Each failure is a `RowError` whose message names the image and what to do.
 """
 
+from PIL import Image
+
 from pnp_batch.source.picture import FORMATS, decode, to_rgb
 from pnp_batch.source.policy import SourcePolicy
 from pnp_batch.source.read import read_source
@@ -14,7 +16,16 @@ __all__ = [
     "SourcePolicy",
     "decode",
     "encode",
+    "open_image",
     "prepare",
     "read_source",
     "to_rgb",
 ]
+
+
+def open_image(uri: str | None, embedded: bytes | None, policy: SourcePolicy) -> Image.Image:
+    """The picture of a row, from the bytes in its manifest or else from what its URI names.
+
+    Raises a `RowError`, as `read_source` and `decode` do.
+    """
+    return decode(read_source(uri or "", policy) if embedded is None else embedded, policy)
