@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pnp_batch.config import fingerprint
-from pnp_batch.errors import OutputMismatch
+from pnp_batch.errors import InvalidConfig, OutputMismatch
 from pnp_batch.storage import Storage, StorageUnavailable
 
 NAME = "run.json"
@@ -87,6 +87,14 @@ def read(storage: Storage) -> Record | None:
             f"{storage.uri}/{NAME} is not a run record of this version: {error}",
             "use another --output, or delete that file if the folder is no output",
         ) from error
+
+
+def of_run(uri: str) -> Record:
+    """The record of the run at `uri`. Raises `InvalidConfig` if there is none."""
+    there = read(Storage(uri))
+    if there is None:
+        raise InvalidConfig(f"{uri} holds no run.json", "give the --output of an earlier run")
+    return there
 
 
 def write(storage: Storage, record: Record) -> None:

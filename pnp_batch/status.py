@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from pnp_batch import record, results
-from pnp_batch.errors import InvalidConfig
 from pnp_batch.record import Record
 from pnp_batch.results import Failure
 from pnp_batch.storage import Storage
@@ -52,9 +51,7 @@ def status(uri: str) -> Status:
         InvalidConfig: there is no run at `uri`.
     """
     output = Storage(uri)
-    there = record.read(output)
-    if there is None:
-        raise InvalidConfig(f"{uri} holds no run.json", "give the --output of a run")
+    there = record.of_run(uri)
     columns = ["row_id", "status", "error_type", "error_message", "recorded_at"]
     table = results.read(output, columns)
     summary = results.summarise(table)

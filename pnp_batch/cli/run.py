@@ -11,9 +11,8 @@ import click
 
 from pnp_batch import config, record
 from pnp_batch.cli.options import answer, common, configured, failures, job
-from pnp_batch.errors import EXIT_INTERRUPTED, EXIT_TOO_MANY_FAILED, InvalidConfig
+from pnp_batch.errors import EXIT_INTERRUPTED, EXIT_TOO_MANY_FAILED
 from pnp_batch.record import duration
-from pnp_batch.storage import Storage
 
 
 @click.command()
@@ -29,10 +28,7 @@ def run(as_json: bool, **given: Any) -> int:
 @common
 def retry(output: str, as_json: bool) -> int:
     """Run the failed rows of the output at URI again, with the same job."""
-    there = record.read(Storage(output))
-    if there is None:
-        raise InvalidConfig(f"{output} holds no run.json", "give the --output of an earlier run")
-    settings = {**there.config, "output": output}
+    settings = {**record.of_run(output).config, "output": output}
     return _translate(config.RunConfig(**settings), as_json=as_json, only_failed=True)
 
 
