@@ -11,7 +11,11 @@ from pnp_batch.source.policy import SourcePolicy
 from pnp_batch.source.read import read_source
 from pnp_batch.source.square import encode, prepare
 
+# What messages call an image that came without a path.
+EMBEDDED = "the embedded image"
+
 __all__ = [
+    "EMBEDDED",
     "FORMATS",
     "SourcePolicy",
     "decode",
@@ -28,4 +32,5 @@ def open_image(uri: str | None, embedded: bytes | None, policy: SourcePolicy) ->
 
     Raises a `RowError`, as `read_source` and `decode` do.
     """
-    return decode(read_source(uri or "", policy) if embedded is None else embedded, policy)
+    data = read_source(uri or "", policy) if embedded is None else embedded
+    return decode(data, policy, uri or EMBEDDED)

@@ -15,9 +15,13 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from pnp_batch.errors import ImageTooLarge, ImageUndecodable, RowError
+from pnp_batch.source.metered import MeteredBytes
 from pnp_batch.source.policy import SourcePolicy, shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+
+# Encoders write about ten for a progressive JPEG; each one goes over the whole picture.
+_MAX_SCANS = 32
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -31,11 +35,21 @@ _UPRIGHT = {
 }
 
 
-def decode(data: bytes, policy: SourcePolicy) -> Image.Image:
+def decode(data: bytes, policy: SourcePolicy, name: str = "") -> Image.Image:
     """The first frame of an encoded picture, as RGB of its own size.
 
-    Raises `ImageTooLarge` before any pixel is decoded, else `ImageUndecodable`.
+    Raises `ImageTooLarge` before any pixel is decoded, else `ImageUndecodable`; their messages
+    begin with the `name` where there is one.
     """
+    try:
+        return _decoded(data, policy)
+    except RowError as error:
+        if not name:
+            raise
+        raise type(error)(f"{shown(name)}: {error}") from error
+
+
+def _decoded(data: bytes, policy: SourcePolicy) -> Image.Image:
     if len(data) > policy.max_bytes:
         raise ImageTooLarge(
             f"{len(data)} bytes, more than the limit of {policy.max_bytes}; shrink it"
@@ -44,8 +58,11 @@ def decode(data: bytes, policy: SourcePolicy) -> Image.Image:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            file = MeteredBytes(data)
+            with Image.open(file, formats=FORMATS) as image:
+                file.in_header = False
                 _check_pixels(image, policy)
+                _check_scans(image, data, policy)
                 image.load()
                 return to_rgb(image)
     except RowError:
@@ -65,6 +82,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Wider values are scaled to 8 bits, an embedded ICC profile is applied, a broken one ignored.
     """
+    image.load()  # Pillow turns a TIFF upright itself
     orientation = _orientation(image)
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
@@ -92,6 +110,15 @@ def _check_pixels(image: Image.Image, policy: SourcePolicy) -> None:
             f"{width} x {height} pixels, more than the limit of {policy.max_pixels}; "
             "shrink the image"
         )
+
+
+def _check_scans(image: Image.Image, data: bytes, policy: SourcePolicy) -> None:
+    """Refuses a JPEG that goes over its pixels more often than the largest picture would."""
+    if image.format not in ("JPEG", "MPO"):
+        return
+    scans = data.count(b"\xff\xda")
+    if scans * image.width * image.height > _MAX_SCANS * policy.max_pixels:
+        raise ImageTooLarge(f"{scans} scans of {image.width} x {image.height}; save it again")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -72,7 +72,7 @@ def locate(uri: str, policy: SourcePolicy) -> str:
     Raises `ImageForbidden`, also for what is not there: who may not read a place is not told
     whether it exists. Hosts of http(s) URIs are left to the reader, which checks each redirect.
     """
-    _check_text(uri)
+    _check_text(uri, uri)
     scheme = scheme_of(uri)
     if scheme in WEB_SCHEMES:
         return uri
@@ -96,16 +96,17 @@ def _printable(character: str) -> str:
     return character
 
 
-def _check_text(uri: str) -> None:
-    if not uri.strip():
+def _check_text(text: str, uri: str) -> None:
+    """Checks the text of a path or URI; `uri` is what messages call it."""
+    if not text.strip():
         raise ImageNotFound("the image path is empty; name a file or set it to null")
-    if len(uri) > _LONGEST:
+    if len(text) > _LONGEST:
         raise ImageForbidden(
             f"{shown(uri)}: longer than {_LONGEST} characters; embed images as bytes, not as text"
         )
-    if any(unicodedata.category(c) in ("Cc", "Cs") for c in uri):
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
         raise ImageForbidden(f"{shown(uri)}: control characters are not allowed in an image URI")
-    if "::" in _WEB_ADDRESS.sub("", uri, count=1):
+    if "::" in _WEB_ADDRESS.sub("", text, count=1):
         raise ImageForbidden(
             f"{shown(uri)}: chained URIs ('::') are not allowed; name the image file itself"
         )
@@ -140,7 +141,7 @@ def _path_of_file_uri(uri: str) -> str:
     if host not in ("", "localhost") or not slash:
         raise ImageForbidden(f"{shown(uri)}: write file:/// and an absolute path")
     path = slash + unquote(path)
-    _check_text(path)  # what was percent-encoded has not been looked at yet
+    _check_text(path, uri)  # what was percent-encoded has not been looked at yet
     return path
 
 

@@ -1,7 +1,7 @@
 """The bytes of one guidance image, from wherever its URI may point.
 
 In: an image URI and the job's `SourcePolicy`. Out: at most `max_bytes` bytes within `read_timeout`
-seconds, or a `RowError`. The retries are here, those of the S3 client below are switched off.
+seconds, or a `RowError`. The retries are here, those of the clients below are switched off.
 """
 
 from __future__ import annotations
@@ -13,13 +13,9 @@ import ssl
 import stat
 import threading
 import time
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import fsspec
-from fsspec.asyn import sync
-
+from pnp_batch.client import call, client
 from pnp_batch.errors import (
     ImageForbidden,
     ImageNotFound,
@@ -100,9 +96,9 @@ def _check_regular(mode: int, uri: str) -> None:
 
 def _read_store(uri: str, policy: SourcePolicy, clock: Clock) -> bytes:
     scheme, _, rest = uri.partition("://")
-    fs = _file_system(f"{scheme}://{rest.partition('/')[0]}/", os.getpid())
+    fs, _ = client(f"{scheme}://{rest.partition('/')[0]}/")
     path = fs._strip_protocol(uri)
-    info = _call(fs, "info", path, clock)
+    info = call(fs, "info", path, seconds=clock.left())
     if info.get("type") == "directory":
         raise ImageNotFound(f"{shown(uri)}: a folder, not an image file; name an object in it")
     size = info.get("size")
@@ -111,29 +107,11 @@ def _read_store(uri: str, policy: SourcePolicy, clock: Clock) -> bytes:
         return b""
     # The range keeps the limit also where the object has grown, or hides its size.
     end = policy.max_bytes + 1 if size is None else size
-    data: bytes = _call(fs, "cat_file", path, clock, start=0, end=end)
+    data: bytes = call(fs, "cat_file", path, start=0, end=end, seconds=clock.left())
     check_bytes(len(data), policy, uri)
     if size is not None and len(data) != size:
         raise StorageError(f"{shown(uri)}: {len(data)} of {size} bytes came; retry the row")
     return data
-
-
-@lru_cache(maxsize=64)
-def _file_system(place: str, _process: int) -> Any:  # noqa: ANN401 - fsspec has no types
-    """One file system per place and process: fsspec's own cache may know it by thread only."""
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if place.startswith(("s3://", "s3a://")):
-        configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-        options["config_kwargs"] = {**configured, "retries": {"total_max_attempts": 1}}
-    fs = fsspec.core.url_to_fs(place, **options)[0]
-    fs.retries = 1  # of s3fs; its retries, botocore's and ours would multiply
-    return fs
-
-
-def _call(fs: Any, name: str, path: str, clock: Clock, **arguments: int) -> Any:  # noqa: ANN401
-    if fs.async_impl:  # only these can be stopped at the time limit
-        return sync(fs.loop, getattr(fs, f"_{name}"), path, timeout=clock.left(), **arguments)
-    return getattr(fs, name)(path, **arguments)
 
 
 def _too_slow(uri: str, policy: SourcePolicy) -> RowTimeout:

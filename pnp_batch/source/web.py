@@ -46,7 +46,9 @@ def read_web(uri: str, policy: SourcePolicy, clock: Clock) -> bytes:
     """The body behind `uri`. Raises a `RowError`, `OSError`, or an error of `http.client`."""
     url = uri
     for _ in range(MAX_REDIRECTS + 1):
-        with _response(_checked(url, policy), clock) as response:
+        # A refused redirect names the row's image too, which the target alone would not tell.
+        name = shown(uri) if url == uri else f"{shown(uri)}: redirected to {shown(url)}"
+        with _response(_checked(url, name, policy), clock) as response:
             if response.status not in _MOVED:
                 return _body(response, uri, policy, clock)
             location = response.getheader("Location")
@@ -59,36 +61,36 @@ def read_web(uri: str, policy: SourcePolicy, clock: Clock) -> bytes:
     raise StorageError(f"{shown(uri)}: more than {MAX_REDIRECTS} redirects; use the final URL")
 
 
-def _checked(url: str, policy: SourcePolicy) -> _Place:
+def _checked(url: str, name: str, policy: SourcePolicy) -> _Place:
     try:
         parts = urlsplit(url)
         host, port = _canonical(parts.hostname or ""), parts.port
     except ValueError as error:
-        raise ImageForbidden(f"{shown(url)}: not a valid URL; correct it") from error
+        raise ImageForbidden(f"{name}: not a valid URL; correct it") from error
     if parts.scheme not in WEB_SCHEMES or not host:
-        raise ImageForbidden(f"{shown(url)}: not an http(s) URL with a host")
+        raise ImageForbidden(f"{name}: not an http(s) URL with a host")
     if "@" in parts.netloc:
-        raise ImageForbidden(f"{shown(url)}: user names are not allowed in a URL; leave it out")
+        raise ImageForbidden(f"{name}: user names are not allowed in a URL; leave it out")
     secure = parts.scheme == "https"
     port = port if port is not None else (443 if secure else 80)
     if not _listed(host, port, policy):
         raise ImageForbidden(
-            f"{shown(url)}: the host is not allowed; to allow it add --allow-host {host}"
+            f"{name}: the host is not allowed; to allow it add --allow-host {host}"
         )
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for *_, address in addresses:
-        _check_address(str(address[0]), port, url, policy)
+        _check_address(str(address[0]), port, name, policy)
     target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
     query = quote(parts.query, safe="/%:@!$&'()*+,;=~?")
     return _Place(secure, host, port, f"{target}?{query}" if query else target, tuple(addresses))
 
 
-def _check_address(address: str, port: int, url: str, policy: SourcePolicy) -> None:
+def _check_address(address: str, port: int, name: str, policy: SourcePolicy) -> None:
     ip = _embedded(ipaddress.ip_address(address))
     public = ip.is_global and not ip.is_multicast and not getattr(ip, "is_site_local", False)
     if not public and not _listed(str(ip), port, policy):
         raise ImageForbidden(
-            f"{shown(url)}: the host is at {ip}, which is no public address; "
+            f"{name}: the host is at {ip}, which is no public address; "
             f"to allow it add --allow-host {ip}"
         )
 

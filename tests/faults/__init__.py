@@ -1,0 +1,1 @@
+"""Kills, network failures and damage: real servers, a fault proxy, real runs, and a judge."""

@@ -1,0 +1,1 @@
+"""What images from strangers may be, module by module of `pnp_batch.source`."""
