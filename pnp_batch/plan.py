@@ -139,14 +139,19 @@ def _rate(job: Job, row_tflop: float, device: str, given: float | None) -> tuple
     return ASSUMED_TFLOPS[device] * (job.config.workers or 1), "assumed"
 
 
+def _encoded(rows: pa.Table, *, inverted: bool) -> pa.Table:
+    """The rows whose image is encoded: to be inverted, or as it is."""
+    known = {name: methods.get(name) for name in methods.names()}
+    kinds = [n for n, method in known.items() if method.uses_model and method.inverts == inverted]
+    given = pc.or_(pc.is_valid(rows["image"]), pc.is_valid(rows["image_bytes"]))
+    return rows.filter(pc.and_(given, pc.is_in(rows["method"], pa.array(kinds))))
+
+
 def _inverted(rows: pa.Table) -> list[dict[str, Any]]:
     """One row for each distinct image that is inverted."""
-    kinds = [name for name in methods.names() if methods.get(name).inverts]
-    given = pc.or_(pc.is_valid(rows["image"]), pc.is_valid(rows["image_bytes"]))
-    wanted = rows.filter(pc.and_(given, pc.is_in(rows["method"], pa.array(kinds))))
     columns = ["guidance", "image", "image_bytes", "source_prompt"]
-    distinct = {row["guidance"]: row for row in wanted.select(columns).to_pylist()}
-    return list(distinct.values())
+    wanted = _encoded(rows, inverted=True).select(columns).to_pylist()
+    return list({row["guidance"]: row for row in wanted}.values())
 
 
 def _cached(job: Job, images: list[dict[str, Any]], dtype: str) -> int:
@@ -198,6 +203,7 @@ def _spending(job: Job, rows: pa.Table, inversions: int) -> _Spending:
     each = (steps - 1) * (job.config.inversion // steps) + 1
     spent: Counter[str] = Counter({"inversion": inversions * each})
     flop = inversions * (each * unet.full + encode)
+    flop += pc.count_distinct(_encoded(rows, inverted=False)["guidance"]).as_py() * encode
     generated = pc.and_(pc.is_null(rows["image"]), pc.is_null(rows["image_bytes"]))
     drawn = pc.count_distinct(rows.filter(generated)["guidance"]).as_py()
     spent["generated_guidance"] = drawn * 2 * steps

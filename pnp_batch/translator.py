@@ -14,7 +14,10 @@ from pnp_batch.batches import DEFAULT_BATCH_SIZE, PLACE, RECIPE, Place, with_pla
 from pnp_batch.config import RunConfig
 from pnp_batch.engine import Engine, Row
 from pnp_batch.errors import InvalidConfig, InvalidRow, ModelError, did_you_mean
+from pnp_batch.latents import LatentCache
 from pnp_batch.models import DEMO, StableDiffusion, find
+from pnp_batch.rows import derived_seed
+from pnp_batch.storage import Storage
 
 PARAMETERS = (
     "method",
@@ -24,6 +27,7 @@ PARAMETERS = (
     "negative_prompt",
     "pnp_f_t",
     "pnp_attn_t",
+    "strength",
     "resolution",
     "fit",
     "batch_size",
@@ -34,8 +38,9 @@ PARAMETERS = (
 class Translator:
     """A loaded model that translates pictures."""
 
-    def __init__(self, model: StableDiffusion) -> None:
+    def __init__(self, model: StableDiffusion, cache: str | None = None) -> None:
         self.model = model
+        self._cache = LatentCache(Storage(cache)) if cache else None
 
     @classmethod
     def load(
@@ -44,13 +49,17 @@ class Translator:
         device: str = "cpu",
         dtype: str = "float32",
         revision: str | None = None,
+        cache: str | None = None,
     ) -> Translator:
         """Loads a model: `demo`, a diffusers directory, or a hub id.
+
+        `cache` is the folder or URI of a latent cache, as of `pnp-batch run --cache`: a picture
+        that is translated again is not inverted again.
 
         Raises:
             InvalidModel: not found, incomplete, or neither Stable Diffusion 1.x nor 2.x.
         """
-        return cls(StableDiffusion(find(model, revision), device, dtype))
+        return cls(StableDiffusion(find(model, revision), device, dtype), cache)
 
     def translate(
         self,
@@ -64,7 +73,7 @@ class Translator:
             images: B PIL images of any size and mode.
             prompts: B entries, each a text or a list of texts.
             **parameters: those of `PARAMETERS`, with the meaning, limits and defaults of the
-                options of `pnp-batch run`.
+                options of `pnp-batch run`. The noise of a picture comes from `seed` and its pixels.
 
         Returns:
             B entries: a PIL image for a text, a list of PIL images for a list. Each is RGB and
@@ -84,6 +93,7 @@ class Translator:
             steps=config.steps,
             inversion_steps=config.inversion,
             resolution=self.model.files.working_resolution(config.resolution),
+            cache=self._cache,
         )
         made: dict[str, Image.Image] = {}
         for outcome in engine.translate(_rows(images, prompts, config, engine.resolution)):
@@ -143,6 +153,7 @@ def _rows(
             method=config.method,
             place=Place(**place),
             negative_prompt=config.negative_prompt,
+            seed=derived_seed(config.seed, names[index]),
             guidance_scale=config.guidance_scale,
             parameters={k: v for k, v in recipe.items() if k != "method" and v is not None},
         )

@@ -1,4 +1,4 @@
-"""Plug-and-Play written out by hand, for the tests to compare `pnp_batch.diffusion` with.
+"""Plug-and-Play and SDEdit by hand, for the tests to compare `pnp_batch.diffusion` with.
 
 One image, one prompt and one branch at a time; every UNet evaluation runs to its end; guidance and
 translation are separate passes; the schedule is worked out from the betas in double precision. It
@@ -11,7 +11,7 @@ Salimans, arXiv 2207.12598. v: Salimans and Ho, arXiv 2202.00512.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -199,11 +199,6 @@ def sample(unet, x, text, negative, scale: float, noise: Noise):
     return x, latents
 
 
-def guidance_pass(unet, trajectory, text, noise: Noise) -> dict[int, Features]:
-    """The features of the guidance image at every sampling timestep (PnP, section 4)."""
-    return {t: evaluate(unet, trajectory[t], t, text)[1] for t in noise.timesteps}
-
-
 @dataclass(frozen=True)
 class Edit:
     """What is asked of one translation: embeddings (1, tokens, D), scale, and PnP's thresholds."""
@@ -213,6 +208,27 @@ class Edit:
     scale: float
     pnp_f_t: float
     pnp_attn_t: float
+
+
+def sdedit(unet, x0, drawn, strength: float, edit: Edit, noise: Noise):
+    """SDEdit (Meng et al., arXiv 2108.01073, algorithm 1) of one latent image with one prompt.
+
+    Of all timesteps the last int(steps * strength) are sampled, from x0 noised to the first of
+    them with `drawn`; at strength 1 nothing is left of x0.
+    """
+    steps = len(noise.timesteps)
+    left = noise.timesteps[steps - int(steps * strength) :]
+    if not left:
+        return x0
+    level = noise.at(left[0])
+    x = math.sqrt(level) * x0 + math.sqrt(1 - level) * drawn if strength < 1 else drawn
+    rest = replace(noise, timesteps=left)
+    return sample(unet, x, edit.target, edit.negative, edit.scale, rest)[0]
+
+
+def guidance_pass(unet, trajectory, text, noise: Noise) -> dict[int, Features]:
+    """The features of the guidance image at every sampling timestep (PnP, section 4)."""
+    return {t: evaluate(unet, trajectory[t], t, text)[1] for t in noise.timesteps}
 
 
 def translated_pass(unet, x, features: dict[int, Features], edit: Edit, noise: Noise):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 
 from pnp_batch import cli, record, results
 from pnp_batch.config import RunConfig
+from pnp_batch.flops import unet_flops, vae_flops
 from pnp_batch.job import prepare
 from pnp_batch.plan import plan
 from tests import tiny
@@ -62,6 +64,19 @@ def test_copying_evaluates_nothing(job):
     found = plan(job(rows(3), method="copy"))
     assert sum(found.unet_evaluations.values()) == found.tflop == 0
     assert found.image_bytes > 0
+
+
+def test_sdedit_encodes_and_samples_its_share_of_the_steps_and_inverts_nothing(job):
+    row = {"image": "a.png", "prompt": "x", "method": "sdedit"}
+    many = [{**row, "row_id": "half", "strength": 0.5}, {**row, "row_id": "job"}]
+    config = job(many)
+    found = plan(config)
+    assert (found.images, found.inversions_missing, found.latent_bytes) == (1, 0, 0)
+    assert +Counter(found.unet_evaluations) == {"translated": 2 * 2 + 2 * 3}
+    configs = prepare(config).model.configs
+    encode, decode = vae_flops(configs["vae"], 32)
+    evaluation = unet_flops(configs["unet"], tiny.SIDE, tiny.TOKENS).full
+    assert found.tflop * 1e12 == pytest.approx(10 * evaluation + encode + 2 * decode)
 
 
 def test_bad_rows_cost_nothing(job):

@@ -158,11 +158,11 @@ def test_a_row_may_override_the_job_and_a_null_does_not(rows_of):
         "pnp_attn_t": 1.0,
         "strength": 0.5,
     }
-    job = {"negative_prompt": "ugly", "guidance_scale": 9.0, "pnp_f_t": 0.3, "pnp_attn_t": 0.2}
+    job = {"negative_prompt": "ugly", "guidance_scale": 9.0, "pnp_f_t": 0.3, "strength": 0.2}
     first, second = rows_of([row(**own), row(**dict.fromkeys(own))], **job)
     assert {name: first[name] for name in own} == own
     assert {name: second[name] for name in job} == job
-    assert (second["method"], second["strength"]) == ("pnp", None)
+    assert (second["method"], second["pnp_attn_t"]) == ("pnp", 0.5)
     assert second["seed"] == derived_seed(0, second["row_id"])
     assert first["problem"] is second["problem"] is None
 

@@ -68,6 +68,7 @@ def test_pictures_do_not_depend_on_their_company(translator: Translator) -> None
         {"pnp_attn_t": 0.0},
         {"inversion_steps": 8},
         {"method": "reconstruct"},
+        {"method": "sdedit"},
         {"fit": "stretch"},
     ],
 )
@@ -86,6 +87,24 @@ def test_copy_is_the_prepared_image(
     (image,) = pictures(1)
     (copied,) = translator.translate([image.resize((32, 32))], ["x"], method="copy")
     assert far(copied, image.resize((32, 32))) == 0  # type: ignore[arg-type]
+
+
+def test_a_cache_spares_the_inversion_of_a_picture_seen_before(
+    translator: Translator, tmp_path: Path
+) -> None:
+    cached = Translator(translator.model, cache=str(tmp_path / "latents"))
+    image = pictures(1)
+    first = cached.translate(image, ["a cat"], steps=3)
+    (entry,) = (tmp_path / "latents").rglob("*.safetensors")
+    written = entry.stat().st_mtime_ns
+    evaluated: list[int] = []
+    watch = translator.model.unet.register_forward_pre_hook(lambda *_: evaluated.append(1))
+    again = cached.translate(image, ["a cat"], steps=3)
+    plain = translator.translate(image, ["a cat"], steps=3)
+    watch.remove()
+    assert far(first[0], again[0]) == far(first[0], plain[0]) == 0  # type: ignore[arg-type]
+    assert len(evaluated) == 5 + 8  # guidance 2, translated 3; and 3 more for an inversion
+    assert entry.stat().st_mtime_ns == written
 
 
 def test_wrong_calls_are_refused_by_name(translator: Translator, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -17,14 +18,17 @@ class Guidance:
     """The guidance images of a batch: G trajectories, and which of them each row follows.
 
     Attributes:
-        trajectory: latents at the sampling timesteps, float32 (steps, G, C, h, w).
+        trajectory: latents at the sampling timesteps, float32 (steps, G, C, h, w); empty for a
+            method that does not invert.
         text: embeddings of the prompts they were inverted or generated with, (G, tokens, D).
         owner: for each of the N rows the index of its guidance image, int64 (N,).
+        x0: latents of the images themselves, float32 (G, C, h, w); empty for a method that inverts.
     """
 
     trajectory: torch.Tensor
     text: torch.Tensor
     owner: torch.Tensor
+    x0: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,44 @@ def reconstruct(
     return x
 
 
+def noise(seed: int, shape: tuple[int, ...], before: int = 0) -> torch.Tensor:
+    """Standard normal noise of a row's own seed, float32 on the CPU, after `before` other draws."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    for _ in range(before):
+        torch.randn(shape, generator=generator)
+    return torch.randn(shape, generator=generator)
+
+
 @torch.inference_mode()
+def sample(
+    unet: UNet,
+    x: torch.Tensor,
+    prompts: Prompts,
+    schedule: Schedule,
+    *,
+    first: int = 0,
+    meet: Callable[[torch.Tensor], None] = lambda x: None,
+) -> torch.Tensor:
+    """Samples with classifier-free guidance.
+
+    Args:
+        unet: the denoiser.
+        x: latents (N, C, h, w) at the noise level of timestep `first` of the sampling.
+        prompts: of the N rows.
+        schedule: the sampling schedule.
+        first: how many of its steps are left out.
+        meet: called with the latents of each timestep before it is sampled.
+
+    Returns:
+        The latents x0, (N, C, h, w); `x` if no step is left.
+    """
+    for index in range(first, schedule.steps):
+        meet(x)
+        output = unet(torch.cat([x, x]), schedule.timesteps[index], prompts.both)
+        x = _step(prompts.combine(output), x, schedule, index)
+    return x
+
+
 def generate(
     unet: UNet, x: torch.Tensor, prompts: Prompts, schedule: Schedule
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,12 +111,9 @@ def generate(
     Returns:
         x0, and the latents met at each sampling timestep, (steps, N, C, h, w).
     """
-    met = []
-    for index, t in enumerate(schedule.timesteps):
-        met.append(x)
-        output = unet(torch.cat([x, x]), t, prompts.both)
-        x = _step(prompts.combine(output), x, schedule, index)
-    return x, torch.stack(met)
+    met: list[torch.Tensor] = []
+    x0 = sample(unet, x, prompts, schedule, meet=met.append)
+    return x0, torch.stack(met)
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ _OWN = {
     "copy": "pnp_batch.methods.copy:Copy",
     "pnp": "pnp_batch.methods.pnp:PlugAndPlay",
     "reconstruct": "pnp_batch.methods.reconstruct:Reconstruct",
+    "sdedit": "pnp_batch.methods.sdedit:SDEdit",
 }
 
 

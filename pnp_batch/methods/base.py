@@ -25,8 +25,10 @@ class Batch:
     Attributes:
         unet: the denoiser.
         schedule: the sampling schedule.
-        guidance: trajectories (steps, G, C, h, w), their prompts, and each row's image.
+        guidance: trajectories (steps, G, C, h, w) if the method inverts, else latents x0
+            (G, C, h, w); their prompts, and each row's image.
         prompts: target and negative embeddings and guidance scale of each row.
+        noise: standard normal, of each row's own seed, float32 (N, C, h, w).
         parameters: the method's own parameters, the same for all rows of a batch.
     """
 
@@ -34,6 +36,7 @@ class Batch:
     schedule: Schedule
     guidance: Guidance
     prompts: Prompts
+    noise: torch.Tensor
     parameters: Mapping[str, float]
 
 
@@ -65,7 +68,8 @@ class Method:
         summary: one line for `pnp-batch methods`.
         paper: where it was published, empty for the two that are not edits.
         parameters: those of its options that shape its pictures.
-        inverts: whether it starts from the guidance image's trajectory.
+        inverts: whether it starts from the guidance image's trajectory; if not, it gets the
+            image's own latents x0.
         uses_model: False if the translation is the guidance image itself.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -36,6 +36,12 @@ class Case:
     def prompt(self) -> str:
         """The target's caption."""
         return caption(self.target)
+
+
+@lru_cache(maxsize=256)
+def drawn(spec: Spec) -> Drawing:
+    """The drawing of a spec, kept for the many ways that are scored against it."""
+    return draw(spec)
 
 
 def cases(count: int = 64) -> list[Case]:
@@ -74,7 +80,7 @@ def score(pair: Case, picture: measures.Picture) -> dict[str, float]:
     ``picture`` is uint8 (64, 64, 3). A measure that the target does not allow is left out: a colour
     in line art, a mask that cannot be read from the true target either (a black cat at night).
     """
-    source, target = draw(pair.source), pair.target
+    source, target = drawn(pair.source), pair.target
     found = {
         "edge_correlation": measures.edge_correlation(np.asarray(source.image), picture),
         "scene": measures.read_scene(picture, source.mask, target.rendition) == target.scene,
@@ -93,31 +99,13 @@ def has_readable_mask(target: Spec) -> bool:
     """Whether the object's mask can be read from its true picture (IoU of 0.8 at least)."""
     if target.rendition not in measures.SOLID:
         return False
-    drawing = draw(target)
+    drawing = drawn(target)
     return measures.mask_iou(measures.read_mask(np.asarray(drawing.image)), drawing.mask) >= 0.8
 
 
 def true_targets(pairs: Sequence[Case]) -> list[Drawing]:
     """What a perfect translation would be: the same picture, drawn as the prompt says."""
-    return [draw(pair.target) for pair in pairs]
-
-
-def means(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each measure over the pairs that have it."""
-    names = dict.fromkeys(name for one in scores for name in one)
-    return {name: float(np.mean([s[name] for s in scores if name in s])) for name in names}
-
-
-def difference(
-    a: Sequence[dict[str, float]], b: Sequence[dict[str, float]], measure: str
-) -> tuple[float, float, float]:
-    """Mean of ``a - b`` over pairs and its 95 % bootstrap interval (2000 resamples, fixed seed)."""
-    pairs = zip(a, b, strict=True)
-    deltas = np.array([x[measure] - y[measure] for x, y in pairs if measure in x and measure in y])
-    rng = np.random.default_rng(0)
-    resampled = deltas[rng.integers(len(deltas), size=(2000, len(deltas)))].mean(1)
-    low, high = np.quantile(resampled, (0.025, 0.975))
-    return float(deltas.mean()), float(low), float(high)
+    return [drawn(pair.target) for pair in pairs]
 
 
 def rows(pairs: Sequence[Case]) -> Iterator[dict[str, object]]:

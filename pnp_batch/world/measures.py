@@ -7,13 +7,15 @@ comparing it with drawings of the world, so the measures hold for pictures of th
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pnp_batch.world.drawing import draw, recast
+from pnp_batch.world.drawing import Drawing, draw, recast
 from pnp_batch.world.spec import COLOURS, RENDITIONS, SCENES, random_spec
 
 Picture = NDArray[np.uint8]
@@ -23,7 +25,8 @@ Floats = NDArray[np.float64]
 SOLID = ("flat", "oil", "pixel")
 """Renditions that fill their objects with colour: a mask can be read from them."""
 
-REFERENCES = 16
+REFERENCES = 2
+"""Drawings of each colour in each scene; more of them read no better."""
 
 
 def mask_iou(a: Mask, b: Mask) -> float:
@@ -123,13 +126,17 @@ class Classes:
     precision: Floats
 
     @classmethod
-    def fit(cls, names: tuple[str, ...], samples: list[Floats]) -> Classes:
-        """From one array (n, features) per name: linear discriminant analysis."""
-        means = np.stack([s.mean(0) for s in samples])
-        spread_out = np.concatenate([s - m for s, m in zip(samples, means, strict=True)])
+    def fit(cls, samples: Mapping[str, list[Floats]]) -> Classes:
+        """From feature vectors of each name: linear discriminant analysis."""
+        means = np.stack([np.mean(own, axis=0) for own in samples.values()])
+        spread_out = np.concatenate(
+            [np.stack(own) - mean for own, mean in zip(samples.values(), means, strict=True)]
+        )
         covariance = np.cov(spread_out.T)
         ridge = 0.05 * np.diag(np.diag(covariance)) + 1e-6 * np.eye(len(covariance))
-        return cls(names, means, np.asarray(np.linalg.inv(covariance + ridge), dtype=np.float64))
+        return cls(
+            tuple(samples), means, np.asarray(np.linalg.inv(covariance + ridge), dtype=np.float64)
+        )
 
     def nearest(self, features: Floats) -> str:
         """The name whose mean is nearest in Mahalanobis distance."""
@@ -189,40 +196,47 @@ def rendition_features(picture: Picture) -> Floats:
 
 
 @cache
+def references(rendition: str) -> tuple[Drawing, ...]:
+    """The same pictures in every rendition, `REFERENCES` of each colour in each scene."""
+    rng = random.Random("references")
+    shown = [
+        random_spec(rng, rendition="flat", colour=colour, scene=scene)
+        for colour, scene in product(COLOURS, SCENES)
+        for _ in range(REFERENCES)
+    ]
+    dark = {"black"} if rendition == "neon" else set()
+    return tuple(draw(recast(s, rendition=rendition)) for s in shown if s.colour not in dark)
+
+
+@cache
 def colour_classes(rendition: str) -> Classes:
     """The colours as `colour_features` sees them in drawings of one rendition."""
-    names = tuple(c for c in COLOURS if not (rendition == "neon" and c == "black"))
-    samples = []
-    for name in names:
-        rng = random.Random(f"colour/{rendition}/{name}")
-        drawn = [
-            draw(random_spec(rng, rendition=rendition, colour=name)) for _ in range(REFERENCES)
-        ]
-        samples.append(np.stack([colour_features(np.asarray(d.image), d.mask) for d in drawn]))
-    return Classes.fit(names, samples)
+    samples: dict[str, list[Floats]] = {}
+    for d in references(rendition):
+        seen = colour_features(np.asarray(d.image), d.mask)
+        samples.setdefault(d.spec.colour, []).append(seen)
+    return Classes.fit(samples)
 
 
 @cache
 def scene_classes(rendition: str) -> Classes:
     """The scenes as `scene_features` sees them in drawings of one rendition."""
-    samples = []
-    for name in SCENES:
-        rng = random.Random(f"scene/{rendition}/{name}")
-        drawn = [draw(random_spec(rng, rendition=rendition, scene=name)) for _ in range(REFERENCES)]
-        samples.append(np.stack([scene_features(np.asarray(d.image), d.mask) for d in drawn]))
-    return Classes.fit(SCENES, samples)
+    samples: dict[str, list[Floats]] = {}
+    for d in references(rendition):
+        seen = scene_features(np.asarray(d.image), d.mask)
+        samples.setdefault(d.spec.scene, []).append(seen)
+    return Classes.fit(samples)
 
 
 @cache
 def rendition_classes() -> Classes:
     """The renditions as `rendition_features` sees them in drawings."""
-    samples = []
-    for name in RENDITIONS:
-        rng = random.Random(f"rendition/{name}")
-        specs = [random_spec(rng) for _ in range(2 * REFERENCES)]
-        drawn = [draw(recast(s, rendition=name)) for s in specs]
-        samples.append(np.stack([rendition_features(np.asarray(d.image)) for d in drawn]))
-    return Classes.fit(RENDITIONS, samples)
+    return Classes.fit(
+        {
+            name: [rendition_features(np.asarray(d.image)) for d in references(name)]
+            for name in RENDITIONS
+        }
+    )
 
 
 def read_colour(picture: Picture, mask: Mask, rendition: str) -> str:

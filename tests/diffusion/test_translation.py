@@ -43,6 +43,7 @@ def test_each_threshold_injects_into_that_share_of_the_first_steps(unet, f, attn
         schedule=schedule,
         guidance=Guidance(one.trajectory, one.source, torch.tensor(one.owner)),
         prompts=Prompts(one.target, one.negative, torch.tensor(one.scale)),
+        noise=latents(1),
         parameters=parameters,
     )
     result = PlugAndPlay().translate(batch)
