@@ -150,6 +150,10 @@ class Grid(Generic[R]):
         cut = [self.cells[i : i + share] for i in range(0, len(self.cells), share)]
         return [[row for row in own if row is not None] for own in cut]
 
+    def only(self, row: R) -> Grid[R]:
+        """The same batch with no other row in it."""
+        return Grid(self.shape, tuple(cell if cell is row else None for cell in self.cells))
+
 
 def pack(rows: Iterable[R]) -> Iterator[Grid[R]]:
     """Packs rows into batches, each row in its own cell, all rows of a batch of one recipe."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any, TextIO
 
 # Ray reads these when it is imported. A private instance then binds every socket to loopback.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -26,9 +29,12 @@ import ray
 from ray.data import DataContext
 
 from pnp_batch.errors import JobError
+from pnp_batch.process import runs
 
 OBJECT_STORE_BYTES = 512 * 2**20
 ACTOR_INIT_DEATHS = 3
+RAY_LISTENER = "ray_listen_error_messages"
+FOLDER_PREFIX = "pnp-"  # short: the paths of sockets below it have a limit
 # Loading and writing need CPUs of their own beside the actors, or the graph may starve.
 SPARE_CPUS = 3
 
@@ -50,9 +56,10 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
     """
     if ray.is_initialized():  # the caller's own: used as it is, and left as it is
         _quiet()
-        yield
+        with _without_ray_on_stdout():
+            yield
         return
-    folder = None if address else tempfile.mkdtemp(prefix="pnp-")
+    folder = None if address else _temporary_folder()
     try:
         try:
             with _without_native_stderr():
@@ -66,11 +73,22 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
                 else "check free memory and disk with `pnp-batch doctor`",
             ) from error
         _quiet()
-        yield
+        with _without_ray_on_stdout():
+            yield
     finally:
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_folder() -> str:
+    """A folder for a private Ray; those that killed drivers have left are removed on the way."""
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f"{FOLDER_PREFIX}*"):
+        pid = left.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
+        if pid.isdigit() and not runs(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-")
 
 
 def _start(address: str | None, folder: str | None, workers: int) -> None:
@@ -102,13 +120,43 @@ def _without_native_stderr() -> Iterator[None]:
         os.close(kept)
 
 
+class _Filtered(io.TextIOBase):
+    """Standard output without what Ray's own thread prints there."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes what anybody else says."""
+        listening = threading.current_thread().name == RAY_LISTENER
+        return len(text) if listening else self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flushes the stream below."""
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever else the stream has
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _without_ray_on_stdout() -> Iterator[None]:
+    """Standard output is the command's answer; Ray reports on it what its daemons see.
+
+    What matters of that, such as dead workers, the run's own progress tells.
+    """
+    with redirect_stdout(_Filtered(sys.stdout)):
+        yield
+
+
 def _quiet() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = ACTOR_INIT_DEATHS
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    context.execution_no_progress_timeout_s = -1  # a row has its own limit, which may be longer
+    for name in ("ray", "ray.data"):  # what ends a run arrives as an exception, too
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def cores() -> int:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any
@@ -82,6 +83,14 @@ class RunConfig:
         high=1.0,
         shapes=True,
     )
+    strength: float = _option(
+        0.75,
+        "share of the last sampling steps that sdedit runs; 0 keeps the image, 1 begins at noise",
+        type=float,
+        low=0.0,
+        high=1.0,
+        shapes=True,
+    )
     resolution: int | None = _option(
         None,
         "side of the square working image (default: the model's own)",
@@ -135,6 +144,27 @@ class RunConfig:
     read_timeout: float = _option(
         10.0, "longest time that reading one image may take, seconds", type=float, low=0.1
     )
+    row_timeout: float = _option(
+        1800.0,
+        "longest time that translating one row may take, seconds; a batch has it for each row",
+        type=float,
+        low=0.1,
+    )
+    storage_patience: float = _option(
+        120.0,
+        "how long a failing call of the output's or the cache's storage is tried again, seconds",
+        type=float,
+        low=0.0,
+    )
+    drain_timeout: float = _option(
+        25.0,
+        "how long an interrupted run may finish what is in flight, seconds",
+        type=float,
+        low=0.0,
+    )
+    wait: bool = _option(
+        False, "wait while another run is writing to the output (default: refuse)", type=bool
+    )
     address: str | None = _option(
         None, "an existing Ray cluster (default: a private local one)", metavar="ADDR"
     )
@@ -143,6 +173,12 @@ class RunConfig:
         """Brings each value to its field's one type and refuses what no job can run with."""
         for name, option in OPTIONS.items():
             object.__setattr__(self, name, _checked(name, option, getattr(self, name)))
+        for name in ("manifest", "output", "cache"):
+            if _CREDENTIALS.match(getattr(self, name) or ""):
+                raise InvalidConfig(
+                    f"{name}: credentials in a URI end up in logs and records",
+                    "leave them out of the URI and set them in the environment",
+                )
         if self.inversion_steps is not None and self.inversion_steps % self.steps:
             raise InvalidConfig(
                 f"inversion_steps is {self.inversion_steps}, not a multiple of steps, {self.steps}",
@@ -162,6 +198,11 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """Every field as JSON holds it."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+_SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+# A user and a password before the host; abfs://container@account is none.
+_CREDENTIALS = re.compile(r"[A-Za-z0-9+.-]+://[^/@]*:[^/@]*@")
 
 
 def _named(option_field: Field[Any]) -> tuple[str, Option]:
@@ -190,7 +231,7 @@ def _checked(name: str, option: Option, value: Any) -> Any:  # noqa: ANN401
 
 def _typed(name: str, option: Option, value: Any) -> Any:  # noqa: ANN401
     right = (int, float) if option.type is float else option.type
-    if not isinstance(value, right) or isinstance(value, bool):
+    if not isinstance(value, right) or isinstance(value, bool) != (option.type is bool):
         wanted = option.type.__name__
         raise InvalidConfig(f"{name}: expected {wanted}, got {value!r}", f"see {flag(name)}")
     # 7 and 7.0 are one value, with one fingerprint
@@ -242,8 +283,8 @@ def read_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]
             found[name] = tuple(part for part in text.split(",") if part)
             continue
         try:
-            found[name] = option.type(text)
-        except ValueError as error:
+            found[name] = _SWITCH[text.lower()] if option.type is bool else option.type(text)
+        except (ValueError, KeyError) as error:
             raise InvalidConfig(
                 f"{ENV_PREFIX}{name.upper()}={text!r}: expected {option.type.__name__}",
                 f"unset it, or see {flag(name)}",

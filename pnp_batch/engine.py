@@ -18,7 +18,7 @@ from PIL import Image
 from pnp_batch import methods
 from pnp_batch.batches import RECIPE, Grid, Place, Shape, pack
 from pnp_batch.diffusion.inversion import invert
-from pnp_batch.diffusion.sampling import Guidance, Prompts, generate
+from pnp_batch.diffusion.sampling import Guidance, Prompts, generate, noise
 from pnp_batch.diffusion.schedule import make_schedule
 from pnp_batch.diffusion.unet import UNet
 from pnp_batch.errors import ModelError, OutOfMemory, RowError
@@ -28,6 +28,7 @@ from pnp_batch.models import StableDiffusion
 # How strongly a generated guidance image follows its source prompt, as published.
 SOURCE_GUIDANCE_SCALE = 5.0
 REMEMBERED = 64
+LONGEST_TOLD = 300
 T = TypeVar("T")
 
 
@@ -55,11 +56,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a row: an image or an error. `cached`: its inversion was not computed."""
+    """What became of a row: an image or an error.
+
+    Attributes:
+        cause: what was raised, where no row error was foreseen.
+        cached: the row's inversion was not computed.
+    """
 
     row: Row
     image: Image.Image | None = None
     error: RowError | None = None
+    cause: Exception | None = None
     latents_key: str | None = None
     cached: bool = False
     seconds: float = 0.0
@@ -67,10 +74,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Origin:
-    """A guidance image on its way through the method: its trajectory and picture."""
+    """A guidance image on its way through the method: what the method starts from, and its picture.
 
-    trajectory: torch.Tensor
+    Of `trajectory` (steps, C, h, w) and `x0` (C, h, w) an image has what its method needs, a
+    generated one both.
+    """
+
     image: Image.Image | None
+    trajectory: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    x0: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     key: str | None = None
     cached: bool = False
 
@@ -109,44 +121,64 @@ class Engine:
         self._origins: OrderedDict[str, Origin] = OrderedDict()
 
     def translate(
-        self, rows: Sequence[Row], stopped: Callable[[], bool] = lambda: False
+        self,
+        rows: Sequence[Row],
+        begin: Callable[[Sequence[Row]], bool] = lambda rows: True,
+        *,
+        tight: bool = False,
     ) -> Iterator[Outcome]:
         """Translates rows, in batches.
 
         Args:
             rows: of any images, methods and shapes.
-            stopped: asked before each batch; once True, the remaining rows have no outcome.
+            begin: called with the rows of each batch before it; once it answers False, the
+                remaining rows have no outcome.
+            tight: no padding. Less memory, but not quite the bits of the padded batch.
 
         Yields:
             One outcome a row, in the order of the batches.
         """
         for grid in pack(rows):
-            if stopped():
+            present = [row for row in grid.cells if row is not None]
+            if not begin(present):
                 return
-            yield from self._fitting(grid)
+            yield from self._fitting(_tight(present) if tight else grid)
 
     def _fitting(self, grid: Grid[Row]) -> Iterator[Outcome]:
-        """Runs a batch; when memory runs out, its halves, down to single rows."""
+        """Runs a batch; when memory runs out, its halves; what else fails, each row alone."""
         begun = time.perf_counter()
         rows = [row for row in grid.cells if row is not None]
         try:
             outcomes = list(self._batch(grid))
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
+        except torch.AcceleratorError:
+            raise  # the device is lost for this process
+        except Exception as error:  # noqa: BLE001 - a method may raise anything
+            no_memory = _is_out_of_memory(error)
+            parts = self._halves(grid) if no_memory else [grid.only(row) for row in rows]
+            if len(rows) == 1 and (grid.shape.rows == 1 or not no_memory):
+                yield self._failed(rows[0], error)
+                return
         else:
             each = (time.perf_counter() - begun) / len(rows)
             yield from (replace(outcome, seconds=each) for outcome in outcomes)
             return
+        for part in parts:
+            yield from self._fitting(part)
+
+    def _halves(self, grid: Grid[Row]) -> list[Grid[Row]]:
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        if grid.shape.rows == 1:
-            what = f"the device has too little memory for one row at {self.resolution} px"
-            yield Outcome(rows[0], error=OutOfMemory(f"{what}; use a smaller --resolution"))
-            return
+        rows = [row for row in grid.cells if row is not None]
         middle = max(1, len(rows) // 2)
-        for half in filter(None, (rows[:middle], rows[middle:])):
-            yield from self._fitting(_tight(half))
+        return [_tight(half) for half in (rows[:middle], rows[middle:]) if half]
+
+    def _failed(self, row: Row, error: Exception) -> Outcome:
+        if _is_out_of_memory(error):
+            what = f"the device has too little memory for one row at {self.resolution} px"
+            return Outcome(row, error=OutOfMemory(f"{what}; use a smaller --resolution"))
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_TOLD]
+        failure = ModelError(f"{row.method} failed with this row alone ({told}); retry the row")
+        return Outcome(row, error=failure, cause=error)
 
     def _batch(self, grid: Grid[Row]) -> Iterator[Outcome]:
         """Translates one batch."""
@@ -160,8 +192,9 @@ class Engine:
                 methods.Batch(
                     self.unet,
                     self.schedule,
-                    self._guidance(leaders, origins, grid.shape),
+                    self._guidance(leaders, origins, grid.shape, method),
                     self._prompts(rows),
+                    self._noise(rows),
                     rows[0].parameters,
                 )
             )
@@ -178,15 +211,32 @@ class Engine:
                 yield replace(done, image=image)
 
     def _guidance(
-        self, leaders: list[Row | None], origins: Mapping[str, Origin], shape: Shape
+        self,
+        leaders: list[Row | None],
+        origins: Mapping[str, Origin],
+        shape: Shape,
+        method: methods.Method,
     ) -> Guidance:
         rows = _filled(leaders)
-        trajectories = [origins[row.guidance].trajectory.to(self.model.device) for row in rows]
-        return Guidance(
-            trajectory=torch.stack(trajectories, dim=1),
-            text=torch.stack([self.model.text(row.source_prompt) for row in rows]),
-            owner=torch.arange(shape.rows, device=self.model.device) // shape.share,
-        )
+        images = [origins[row.guidance] for row in rows]
+        device = self.model.device
+        text = torch.stack([self.model.text(row.source_prompt) for row in rows])
+        owner = torch.arange(shape.rows, device=device) // shape.share
+        if method.inverts:
+            trajectories = [image.trajectory.to(device) for image in images]
+            return Guidance(torch.stack(trajectories, dim=1), text, owner)
+        x0 = torch.stack([image.x0 for image in images]).to(device)
+        return Guidance(torch.empty(0), text, owner, x0)
+
+    def _noise(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Noise (N, C, h, w) of each row's seed, whose first draw made its generated guidance."""
+        drawn = [noise(row.seed, self._latent_shape, row.pixels is None) for row in rows]
+        return torch.stack(drawn).to(self.model.device)
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int]:
+        side = self.resolution // self.model.files.scale_factor
+        return self.model.latent_shape[0], side, side
 
     def _prompts(self, rows: Sequence[Row]) -> Prompts:
         scale = torch.tensor([row.guidance_scale for row in rows], device=self.model.device)
@@ -201,7 +251,9 @@ class Engine:
         found: dict[str, Origin] = {}
         for row in (leader for leader in leaders if leader is not None):
             if row.pixels is not None and not method.uses_model:
-                found[row.guidance] = Origin(torch.empty(0), row.pixels)
+                found[row.guidance] = Origin(row.pixels)
+            elif row.pixels is not None and not method.inverts:
+                found[row.guidance] = Origin(row.pixels, x0=self.model.encode(row.pixels))
             elif row.guidance in self._origins:
                 self._origins.move_to_end(row.guidance)
                 found[row.guidance] = self._origins[row.guidance]
@@ -217,7 +269,7 @@ class Engine:
 
     def _remember(self, row: Row, origin: Origin) -> Origin:
         # Rows of the image that come later find it here, and find it in the cache of their job.
-        self._origins[row.guidance] = Origin(origin.trajectory, origin.image, origin.key, True)
+        self._origins[row.guidance] = replace(origin, cached=True)
         while len(self._origins) > REMEMBERED:
             self._origins.popitem(last=False)
         return origin
@@ -232,7 +284,7 @@ class Engine:
         stored = self.cache.get(key) if self.cache else None
         if stored is None or stored.shape[0] != self.schedule.steps:
             return None
-        return Origin(torch.from_numpy(stored).float(), row.pixels, key, cached=True)
+        return Origin(row.pixels, torch.from_numpy(stored).float(), key=key, cached=True)
 
     def _invert(self, slots: list[Row | None]) -> Iterator[tuple[Row, Origin]]:
         """Inverts the images of a batch, each in its slot."""
@@ -253,7 +305,7 @@ class Engine:
             key = self.key(wanted)
             if self.cache is not None:
                 self.cache.put(key, kept.numpy())
-            yield wanted, Origin(kept.float(), wanted.pixels, key)
+            yield wanted, Origin(wanted.pixels, kept.float(), key=key)
 
     @property
     def _kept_dtype(self) -> torch.dtype:
@@ -263,22 +315,16 @@ class Engine:
     def _generate(self, slots: list[Row | None]) -> Iterator[tuple[Row, Origin]]:
         """Generates the guidance images of a batch from their source prompts, each in its slot."""
         rows = _filled(slots)
-        channels, _ = self.model.latent_shape
-        side = self.resolution // self.model.files.scale_factor
-        noise = []
-        for row in rows:
-            generator = torch.Generator("cpu").manual_seed(row.seed)
-            noise.append(torch.randn((channels, side, side), generator=generator))
         prompts = Prompts(
             target=torch.stack([self.model.text(row.source_prompt) for row in rows]),
             negative=torch.stack([self.model.text("") for _ in rows]),
             scale=torch.full((len(rows),), SOURCE_GUIDANCE_SCALE, device=self.model.device),
         )
-        start = torch.stack(noise).to(self.model.device)
-        x0, trajectories = generate(self.unet, start, prompts, self.schedule)
+        start = torch.stack([noise(row.seed, self._latent_shape) for row in rows])
+        x0, met = generate(self.unet, start.to(self.model.device), prompts, self.schedule)
         for slot, wanted in enumerate(slots):
             if wanted is not None:
-                yield wanted, Origin(trajectories[:, slot].cpu(), self._decode(x0[slot]))
+                yield wanted, Origin(self._decode(x0[slot]), met[:, slot].cpu(), x0[slot])
 
     def _decode(self, latents: torch.Tensor) -> Image.Image | None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,6 +59,15 @@ class ModelFiles:
     def digest(self) -> str:
         """sha256 over the names and bytes of everything a translation loads; read once."""
         return _digest(self.path)
+
+    def check_digest(self) -> None:
+        """Raises `InvalidModel` if the files on this machine are not those that were digested."""
+        if _digest(self.path) != self.digest:
+            raise InvalidModel(
+                f"model {self.name!r}: the files in {self.path} on {platform.node()} are not those "
+                "that the run began with",
+                "give every machine the same files, then run the same command again",
+            )
 
     @property
     def weight_bytes(self) -> int:

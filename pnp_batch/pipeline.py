@@ -1,31 +1,21 @@
-"""The run: a job in, an output of images and results out, through one Ray Data graph.
+"""The run: a job in, an output of images and results out.
 
-    rows to do -> load (CPU tasks) -> Translate (actors with the model) -> Sink (images, results)
-
-Rows whose results are recorded are done; running the same job again does the others.
+Checks the job, takes the output's lease, settles what the cluster gives, lets the graph work and
+tells how far it is. Rows whose results are recorded are done; running the same job again does the
+others.
 """
 
 from __future__ import annotations
 
 import platform
-import signal
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import FrameType, TracebackType
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy
-from ray.util.annotations import RayDeprecationWarning
 
-from pnp_batch import cluster, methods, record, results
-from pnp_batch.batches import blocks, ordered
+from pnp_batch import cluster, lease, record, results
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import (
     EXIT_INTERRUPTED,
@@ -33,45 +23,49 @@ from pnp_batch.errors import (
     EXIT_TOO_MANY_FAILED,
     JobError,
 )
+from pnp_batch.execution import Execution, RunBroken
 from pnp_batch.job import Job, prepare
+from pnp_batch.lease import Lease
 from pnp_batch.models import ModelFiles
 from pnp_batch.record import Record
 from pnp_batch.results import Summary
-from pnp_batch.stages import Control, Sink, Translate, Work, load
+from pnp_batch.stages import Work
+from pnp_batch.storage import Storage
 
-POLL_SECONDS = 0.2
 RECORD_SECONDS = 5.0
-BLOCKS_A_WORKER = 8
-LARGEST_BLOCK = 256
-TASK_RETRIES = 2
 # What an actor on a CPU needs: torch and diffusers, and weights stored in half precision that
 # are computed in single, with room for activations.
 BYTES_OF_PROCESS = 1 << 30
 BYTES_A_WEIGHT = 3
 
 
-class RunBroken(JobError):
-    """The run ended before its rows did, through no fault of a row."""
-
-
 class Interrupted(JobError):
-    """Stopped at once, on a second signal."""
+    """Stopped at once: on a second signal, or because what was in flight took too long."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: how its output stands, and what this run alone has done of it."""
+    """Where a run is: how its output stands, and what this run alone has done of it.
+
+    Attributes:
+        again: rows tried again, as the worker that translated them died.
+        quiet: seconds since a row was recorded.
+        in_flight: images and rows that are worked on now, the oldest first.
+    """
 
     total: int
     done: int
     failed: int
-    cached: int
-    inverted: int
-    session_done: int
-    seconds: float
     phase: str
+    cached: int = 0
+    inverted: int = 0
+    again: int = 0
+    session_done: int = 0
+    seconds: float = 0.0
+    quiet: float = 0.0
+    in_flight: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,45 +102,64 @@ def run(
     begun = time.monotonic()
     job = prepare(config, only_failed=only_failed)
     say = listener or (lambda progress: None)
-    if not len(job.todo):
-        results.settle(job.output)
-        return _result(job, record.DONE, _progress(job, {}, begun, record.DONE))
-    say(_progress(job, {}, begun, "starting Ray"))
-    with cluster.connected(job.config.address, job.config.workers):
-        work, graph = _resolved(job)
-        settings = {**job.settings, "device": work.device, "dtype": work.dtype}
-        record.refuse_other(job.output, settings)
-        journal = _Journal(job, settings)
-        with _Execution(job, work, graph) as execution:
-            for counts in execution.watch():
-                progress = _progress(job, counts, begun, execution.phase)
-                say(progress)
-                journal.keep(progress)
-                if execution.signals > 1:
-                    journal.keep(progress, state=record.INTERRUPTED)
-                    raise Interrupted("stopped at once", "run the same command again to go on")
-                if progress.failed > job.config.max_failed * job.total:
-                    execution.stop(record.STOPPED)
-        progress = _progress(job, execution.counts, begun, execution.state)
-        results.settle(job.output)
-        journal.keep(progress, state=execution.state)
-        say(progress)
+
+    def waiting() -> None:
+        say(_progress(job, begun, "waiting for another run to end"))
+
+    with lease.held(job.output, wait=config.wait, waiting=waiting) as mine:
+        if mine.waited:
+            job = prepare(config, only_failed=only_failed)
+        job.output.sweep()
+        if not len(job.todo):
+            results.settle(job.output)
+            return _result(job, record.DONE, _progress(job, begun, record.DONE))
+        say(_progress(job, begun, "starting Ray"))
+        with cluster.connected(job.config.address, job.config.workers):
+            return _run(job, mine, begun, say)
+
+
+def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
+    """Runs a checked job on the connected cluster."""
+    work, workers, share = _resolved(job)
+    settings = {**job.settings, "device": work.device, "dtype": work.dtype}
+    record.refuse_other(job.output, settings)
+    journal = _Journal(job, settings)
+    with Execution(job.todo, work, workers, share) as execution:
+        for _ in execution.watch():
+            progress = _progress(job, begun, execution.phase, execution)
+            say(progress)
+            mine.check()
+            journal.keep(progress)
+            if execution.signals > 1 or execution.draining > job.config.drain_timeout:
+                journal.keep(progress, state=record.INTERRUPTED)
+                raise Interrupted("stopped at once", "run the same command again to go on")
+            if progress.failed > job.config.max_failed * job.total:
+                execution.stop(record.STOPPED)
+    mine.check()
+    progress = _progress(job, begun, execution.state, execution)
+    results.settle(job.output)
+    journal.keep(progress, state=execution.state)
+    say(progress)
     if execution.error is not None:
         raise execution.error
     return _result(job, execution.state, progress)
 
 
-def _progress(job: Job, counts: Mapping[str, int], begun: float, phase: str) -> Progress:
+def _progress(job: Job, begun: float, phase: str, execution: Execution | None = None) -> Progress:
+    counts: Mapping[str, int] = execution.counts if execution else {}
     ok, failed = counts.get(results.OK, 0), counts.get(results.ERROR, 0)
     return Progress(
         total=job.total,
         done=job.recorded.done + ok,
         failed=failed,  # whatever was recorded as failed is being done again
+        phase=phase,
         cached=counts.get("cached", 0),
         inverted=counts.get("inverted", 0),
+        again=counts.get("again", 0),
         session_done=ok + failed,
         seconds=time.monotonic() - begun,
-        phase=phase,
+        quiet=execution.quiet if execution else 0.0,
+        in_flight=execution.seen.in_flight if execution else (),
     )
 
 
@@ -159,14 +172,6 @@ def _result(job: Job, state: str, progress: Progress) -> RunResult:
     return RunResult(job.output.uri, state, code, job.total, summary, progress)
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """What the graph asks of the cluster."""
-
-    workers: int
-    gpus_per_worker: float
-
-
 @ray.remote
 def _has_bfloat16() -> bool:
     import torch
@@ -174,8 +179,8 @@ def _has_bfloat16() -> bool:
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def _resolved(job: Job) -> tuple[Work, _Graph]:
-    """Settles device, dtype and number of actors from what the cluster has."""
+def _resolved(job: Job) -> tuple[Work, int, float]:
+    """Settles device and dtype, number of actors and their GPU share from what there is."""
     config, available = job.config, cluster.gpus()
     device = config.device
     if device == "auto":
@@ -192,8 +197,8 @@ def _resolved(job: Job) -> tuple[Work, _Graph]:
             probe = _has_bfloat16.options(num_gpus=share).remote()
             dtype = "bfloat16" if ray.get(probe) else "float16"
     work = Work(
-        output=job.output.uri,
-        cache=config.cache_uri,
+        output=Storage(config.output, config.storage_patience),
+        cache=Storage(config.cache_uri, config.storage_patience),
         model=job.model,
         device=device,
         dtype=dtype,
@@ -205,14 +210,9 @@ def _resolved(job: Job) -> tuple[Work, _Graph]:
         image_format=config.image_format,
         schema=job.schema,
         policy=job.policy,
+        row_timeout=config.row_timeout,
     )
-    return work, _Graph(workers, share)
-
-
-def _needs_model(rows: pa.Table) -> bool:
-    known = set(methods.names())
-    used = set(rows.filter(pc.is_null(rows["problem"]))["method"].to_pylist()) & known
-    return any(methods.get(name).uses_model for name in used)
+    return work, workers, share
 
 
 def _auto_workers(model: ModelFiles, available: float, share: float) -> int:
@@ -223,130 +223,6 @@ def _auto_workers(model: ModelFiles, available: float, share: float) -> int:
     needed = BYTES_OF_PROCESS + BYTES_A_WEIGHT * model.weight_bytes
     memory = ray.cluster_resources().get("memory", 0.0)
     return max(1, min(cluster.cores(), int(memory * 0.8 / needed)))
-
-
-class _Execution:
-    """The graph at work in a thread of its own, while this one watches and takes signals."""
-
-    def __init__(self, job: Job, work: Work, graph: _Graph) -> None:
-        self._job, self._work, self._graph = job, work, graph
-        self.counts: dict[str, int] = {}
-        self.error: JobError | None = None
-        self.state = record.RUNNING
-        self._stopping = ""
-        self.signals = 0
-        self._control: Any = None
-        self._thread = threading.Thread(target=self._run, name="pnp-batch-run", daemon=True)
-
-    def __enter__(self) -> _Execution:
-        self._control = Control.remote()  # type: ignore[attr-defined]
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        ray.kill(self._control)
-
-    @property
-    def phase(self) -> str:
-        """What a user would say that is going on."""
-        if self._stopping:
-            return "finishing what is in flight"
-        seen = self.counts.get(results.OK, 0) + self.counts.get(results.ERROR, 0)
-        return "translating" if seen else "loading the model"
-
-    def watch(self) -> Iterator[dict[str, int]]:
-        """Yields the counts until the graph has ended, and settles the state."""
-        with _handling(self._on_signal):
-            while self._thread.is_alive():
-                self.counts = ray.get(self._control.counts.remote())
-                if self.signals:
-                    self.stop(record.INTERRUPTED)
-                yield self.counts
-                self._thread.join(POLL_SECONDS)
-        self.counts = ray.get(self._control.counts.remote())
-        self.state = record.BROKEN if self.error else self._stopping or record.DONE
-
-    def stop(self, state: str) -> None:
-        """Lets what is in flight finish and begins nothing new."""
-        if not self._stopping:
-            self._stopping = state
-            ray.get(self._control.stop.remote())
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signals += 1  # the watching loop acts on it: a signal handler must not talk to Ray
-
-    def _run(self) -> None:
-        try:
-            self._execute()
-        except Exception as error:  # noqa: BLE001 - whatever Ray raises, the watcher reports it
-            self.error = _as_job_error(error)
-
-    def _execute(self) -> None:
-        work, graph = self._work, self._graph
-        rows = ordered(self._job.todo)
-        wanted = max(graph.workers * BLOCKS_A_WORKER, len(rows) // LARGEST_BLOCK)
-        pieces = blocks(rows, wanted)
-        data: ray.data.Dataset = ray.data.from_arrow(pieces)
-        # Another share of a CPU than the actors' keeps Ray from fusing loading into them.
-        data = data.map_batches(
-            load,  # type: ignore[arg-type]  # its second argument comes from fn_kwargs
-            fn_kwargs={"work": work, "control": self._control},
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=0.5,
-        )
-        with warnings.catch_warnings():
-            # Ray has no other way yet to bound how often a block that kills its actor is retried.
-            warnings.simplefilter("ignore", RayDeprecationWarning)
-            data = data.map_batches(
-                Translate,
-                fn_constructor_kwargs={
-                    "work": work,
-                    "control": self._control,
-                    "preload": _needs_model(rows),
-                },
-                batch_format="pyarrow",
-                batch_size=None,
-                compute=ActorPoolStrategy(size=min(graph.workers, len(pieces))),
-                num_cpus=1,
-                num_gpus=graph.gpus_per_worker or None,
-                max_task_retries=TASK_RETRIES,
-            )
-        data.write_datasink(Sink(work, self._control), ray_remote_args={"num_cpus": 0.5})
-
-
-@contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Takes Ctrl-C and the signal of a pre-emption, where this is the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def _as_job_error(error: BaseException) -> JobError:
-    """What broke the run, from within the layers that Ray wraps it in."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, JobError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    told = f"the run broke: {type(error).__name__}: {lines[-1].strip() if lines else ''}"
-    broken = RunBroken(told, "run the same command again to go on; --debug shows where it broke")
-    broken.__cause__ = error
-    return broken
 
 
 class _Journal:
@@ -364,8 +240,9 @@ class _Journal:
             updated_at=started,
             versions=record.versions(),
         )
+        self._output = Storage(job.config.output, job.config.storage_patience)
         self._written = time.monotonic()
-        record.write(job.output, self._record)
+        record.write(self._output, self._record)
 
     def keep(self, progress: Progress, state: str = record.RUNNING) -> None:
         """Writes where the run is: every few seconds, and when it has ended."""
@@ -384,4 +261,4 @@ class _Journal:
             finished_at=now if ended else None,
         )
         self._written = time.monotonic()
-        record.write(self._job.output, self._record)
+        record.write(self._output, self._record)

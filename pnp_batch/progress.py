@@ -15,6 +15,7 @@ from pnp_batch.pipeline import Progress as RunProgress
 from pnp_batch.record import duration
 
 PLAIN_SECONDS = 10.0
+QUIET_SECONDS = 300.0
 
 
 class Meter:
@@ -35,6 +36,10 @@ class Meter:
             parts.append(f"{progress.failed} failed")
         if progress.cached or progress.inverted:
             parts.append(f"inversions: {progress.inverted} made, {progress.cached} cached")
+        if progress.again:
+            parts.append(f"{progress.again} again after a worker died")
+        if progress.quiet > QUIET_SECONDS:
+            parts.append(_silence(progress))
         return f"{progress.phase}: " + ", ".join(parts)
 
     def rate(self, progress: RunProgress) -> float | None:
@@ -47,6 +52,15 @@ class Meter:
         if span <= 0 or progress.session_done == self._before:
             return None
         return (progress.session_done - self._before) / span
+
+
+def _silence(progress: RunProgress) -> str:
+    """Says that nothing has ended for a long time, and what has been begun for as long."""
+    told = f"nothing finished for {duration(progress.quiet)}"
+    if not progress.in_flight:
+        return told
+    others = f" and {len(progress.in_flight) - 1} more" * (len(progress.in_flight) > 1)
+    return f"{told}, in flight: {progress.in_flight[0]!r}{others}"
 
 
 @contextmanager

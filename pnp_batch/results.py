@@ -2,7 +2,8 @@
 
 In: tables of recorded rows. Out: `results/*.parquet` of an output, and what they say together.
 While a run is under way a row may be recorded twice (a retried task, a failed row done again);
-`settle` ends that.
+`settle` ends that. A file's name is the digest of its bytes: written twice it is the same file, and
+a reader sees when its bytes are not what was written.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +27,9 @@ FOLDER = "results"
 OK = "ok"
 ERROR = "error"
 ROWS_A_FILE = 100_000
+READERS = 16
+# Bytes that change on the way are read again; those that are rotten stay so.
+CHANCES = 3
 # What decides which record of a row counts.
 _ORDER = ("row_id", "status", "recorded_at")
 SCHEMA = pa.schema(
@@ -94,19 +99,17 @@ def schema(extra: pa.Schema) -> pa.Schema:
     return pa.schema([*SCHEMA, *extra])
 
 
-def part_name(row_ids: Iterable[str]) -> str:
-    """The file that records these rows: the same rows have the same file, also in a retry."""
-    digest = hashlib.sha256("\n".join(sorted(row_ids)).encode("utf-8", "surrogatepass"))
-    return f"{FOLDER}/part-{digest.hexdigest()[:24]}.parquet"
-
-
 def write(storage: Storage, table: pa.Table) -> str:
     """Records rows: one whole file, written last, after every image it names."""
-    name = part_name(table["row_id"].to_pylist())
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
+    name = _part_name(buffer.getvalue())
     storage.write(name, buffer.getvalue())
     return name
+
+
+def _part_name(data: bytes) -> str:
+    return f"{FOLDER}/part-{hashlib.sha256(data).hexdigest()[:24]}.parquet"
 
 
 def parts(storage: Storage) -> list[str]:
@@ -133,19 +136,24 @@ def read(storage: Storage, columns: Sequence[str] | None = None) -> pa.Table:
 
 def _read_parts(storage: Storage, columns: list[str] | None) -> dict[str, pa.Table]:
     """Every result file. Begins again when one goes away: a newer one holds its rows by then."""
-    tables: dict[str, pa.Table] = {}
-    for name in parts(storage):
+    names = parts(storage)
+    with ThreadPoolExecutor(READERS) as readers:
+        read = list(readers.map(lambda name: _read_part(storage, name, columns), names))
+    tables = {name: table for name, table in zip(names, read, strict=True) if table is not None}
+    return tables if len(tables) == len(names) else _read_parts(storage, columns)
+
+
+def _read_part(storage: Storage, name: str, columns: list[str] | None) -> pa.Table | None:
+    for _ in range(CHANCES):
         data = storage.read_if_there(name)
         if data is None:
-            return _read_parts(storage, columns)
-        try:
-            tables[name] = pq.read_table(io.BytesIO(data), columns=columns)
-        except (OSError, pa.ArrowException) as error:
-            raise StorageUnavailable(
-                f"{storage.uri}/{name} is no whole Parquet file: {error}",
-                "delete that file and run the same command again",
-            ) from error
-    return tables
+            return None
+        if _part_name(data) == name:
+            return pq.read_table(io.BytesIO(data), columns=columns, use_threads=False)
+    raise StorageUnavailable(
+        f"{storage.uri}/{name} is not the file that was written there",
+        "delete that file and run the same command again: it does those rows anew",
+    )
 
 
 def _current(table: pa.Table) -> pa.Array:

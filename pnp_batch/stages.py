@@ -7,8 +7,10 @@ translate import torch, and only once a row needs it.
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +23,9 @@ from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
 
 from pnp_batch import methods, results, sink, source
+from pnp_batch.attempts import ATTEMPTS, Verdict
 from pnp_batch.batches import PLACE, RECIPE, Place
-from pnp_batch.errors import InvalidRow, RowError
+from pnp_batch.errors import ImageUndecodable, InvalidRow, ModelError, RowError, RowTimeout
 from pnp_batch.latents import LatentCache
 from pnp_batch.models import ModelFiles
 from pnp_batch.rows import EXTRA
@@ -32,6 +35,11 @@ if TYPE_CHECKING:
     from pnp_batch.engine import Engine, Outcome, Row
 
 READERS = 8
+LOADING = "image "
+# Many images are read at a time, but one is decoded: at its limit it takes a gigabyte.
+_decoding = threading.Lock()
+# Pixels, digest of the file, and what went wrong.
+Loaded = tuple[bytes | None, str | None, RowError | None]
 # What the engine needs of a row; the other columns only travel along.
 NEEDED = (
     "row_id",
@@ -53,8 +61,8 @@ NEEDED = (
 class Work:
     """What every stage needs to know of the job."""
 
-    output: str
-    cache: str
+    output: Storage
+    cache: Storage
     model: ModelFiles
     device: str
     dtype: str
@@ -66,31 +74,7 @@ class Work:
     image_format: str
     schema: pa.Schema
     policy: source.SourcePolicy
-
-
-@ray.remote(num_cpus=0)
-class Control:
-    """What the driver and the stages tell each other: progress one way, a stop flag the other."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._stopped = False
-
-    def add(self, counts: Mapping[str, int]) -> None:
-        """Adds to the counts."""
-        self._counts.update(counts)
-
-    def counts(self) -> dict[str, int]:
-        """The counts so far."""
-        return dict(self._counts)
-
-    def stop(self) -> None:
-        """Asks the stages to finish what is in flight and to begin nothing new."""
-        self._stopped = True
-
-    def stopped(self) -> bool:
-        """True once asked to stop."""
-        return self._stopped
+    row_timeout: float
 
 
 def load(table: pa.Table, work: Work, control: Any) -> pa.Table:  # noqa: ANN401 - actor handle
@@ -100,13 +84,11 @@ def load(table: pa.Table, work: Work, control: Any) -> pa.Table:  # noqa: ANN401
     `source_sha256`, `error_type` and `error_message`: what fails becomes the row's error. After a
     stop nothing is read any more, and the block goes on without rows.
     """
-    if _stopped(control):
+    if ray.get(control.stopped.remote()):
         table = table.slice(0, 0)
     rows = table.select(["guidance", "image", "image_bytes", "problem"]).to_pylist()
     distinct = {row["guidance"]: row for row in rows if row["problem"] is None}
-    with ThreadPoolExecutor(READERS) as readers:
-        read = readers.map(lambda row: _load(row, work), distinct.values())
-        loaded = dict(zip(distinct, read, strict=True))
+    loaded = _load_all(distinct, work, control)
     made = [
         (None, None, InvalidRow(row["problem"])) if row["problem"] else loaded[row["guidance"]]
         for row in rows
@@ -122,7 +104,32 @@ def load(table: pa.Table, work: Work, control: Any) -> pa.Table:  # noqa: ANN401
     return table.drop_columns(["image_bytes"])
 
 
-def _load(row: Mapping[str, Any], work: Work) -> tuple[bytes | None, str | None, RowError | None]:
+def _load_all(
+    images: Mapping[str, Mapping[str, Any]],
+    work: Work,
+    control: Any,  # noqa: ANN401 - an actor handle
+) -> dict[str, Loaded]:
+    """Loads images side by side; those that a worker died with one by one, as often as allowed."""
+    names = {f"{LOADING}{guidance}": guidance for guidance in images}
+    verdict = ray.get(control.verdict.remote(list(names)))
+    loaded: dict[str, Loaded] = {}
+    for name in verdict.killed:
+        what = f"reading it killed its worker in each of {ATTEMPTS} attempts"
+        loaded[names[name]] = None, None, ImageUndecodable(f"{what}; save the image again")
+    for name in (*verdict.alone, *verdict.last):
+        ray.get(control.begin.remote([name]))
+        loaded[names[name]] = _load(images[names[name]], work)
+        control.end.remote([name])
+    if verdict.together:
+        ray.get(control.begin.remote(verdict.together))
+        with ThreadPoolExecutor(READERS) as readers:
+            read = readers.map(lambda name: _load(images[names[name]], work), verdict.together)
+            loaded |= {names[n]: one for n, one in zip(verdict.together, read, strict=True)}
+        control.end.remote(verdict.together)
+    return loaded
+
+
+def _load(row: Mapping[str, Any], work: Work) -> Loaded:
     if row["image"] is None and row["image_bytes"] is None:
         return None, None, None  # to be generated
     digest = None
@@ -131,8 +138,9 @@ def _load(row: Mapping[str, Any], work: Work) -> tuple[bytes | None, str | None,
         if data is None:
             data = source.read_source(row["image"], work.policy)
         digest = hashlib.sha256(data).hexdigest()
-        image = source.decode(data, work.policy)
-        prepared = source.prepare(image, work.resolution, work.fit)
+        with _decoding:
+            image = source.decode(data, work.policy, row["image"] or source.EMBEDDED)
+            prepared = source.prepare(image, work.resolution, work.fit)
     except RowError as error:
         return None, digest, error
     return prepared.tobytes(), digest, None
@@ -144,6 +152,9 @@ class Translate:
     def __init__(self, work: Work, control: Any, preload: bool) -> None:  # noqa: ANN401
         self._work = work
         self._control = control
+        self._has_worked = False
+        self._running: list[str] = []
+        self._watchdog: threading.Timer | None = None
         if preload:  # while the first images are read
             _ = self._engine
 
@@ -155,13 +166,14 @@ class Translate:
         from pnp_batch.models import StableDiffusion
 
         work = self._work
+        work.model.check_digest()
         torch.set_num_threads(work.threads)
         return Engine(
             StableDiffusion(work.model, work.device, work.dtype),
             steps=work.steps,
             inversion_steps=work.inversion_steps,
             resolution=work.resolution,
-            cache=LatentCache(Storage(work.cache)),
+            cache=LatentCache(work.cache),
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -175,15 +187,84 @@ class Translate:
             elif record["pixels"] is not None and not methods.get(record["method"]).uses_model:
                 made[index] = record["pixels"]
         rest = {r["row_id"]: i for i, r in enumerate(records) if i not in made}
-        if rest:
-            rows = [self._row(records[index]) for index in rest.values()]
-            for outcome in self._engine.translate(rows, lambda: _stopped(self._control)):
-                index = rest[outcome.row.row_id]
-                outcomes[index] = outcome
-                made[index] = None if outcome.image is None else outcome.image.tobytes()
+        for outcome in self._translated([self._row(records[i]) for i in rest.values()]):
+            index = rest[outcome.row.row_id]
+            outcomes[index] = outcome
+            made[index] = None if outcome.image is None else outcome.image.tobytes()
+        self._refuse_general_failure(outcomes.values())
         self._report(outcomes.values())
         kept = table.take(pa.array(made, pa.int64()))
         return self._recorded(kept, list(made.values()), [outcomes.get(i) for i in made])
+
+    def _translated(self, rows: Sequence[Row]) -> Iterator[Outcome]:
+        """Translates rows; those that a worker died with one by one, as often as allowed.
+
+        These come first: if they kill the worker again, nothing else is lost with it.
+        """
+        if not rows:
+            return
+        import torch
+
+        named = {row.row_id: row for row in rows}
+        verdict = ray.get(self._control.verdict.remote(list(named)))
+        again = len(named) - len(verdict.together)
+        self._control.add.remote({"again": again})
+        yield from self._given_up(named, verdict)
+        tries = [([named[name]], False) for name in verdict.alone]
+        tries += [([named[name]], True) for name in verdict.last]
+        tries += [([named[name] for name in verdict.together], False)]
+        try:
+            for some, tight in tries:
+                yield from self._engine.translate(some, self._begin, tight=tight)
+        except torch.AcceleratorError:
+            os._exit(1)  # the device is lost for this process, another one may go on
+        self._end()
+
+    def _given_up(self, named: Mapping[str, Row], verdict: Verdict) -> Iterator[Outcome]:
+        from pnp_batch.engine import Outcome
+
+        for name in verdict.killed:
+            what = f"its worker died in each of {ATTEMPTS} attempts to translate it, twice alone"
+            hint = "often memory that ran out: use a smaller --resolution or fewer --workers"
+            yield Outcome(named[name], error=ModelError(f"{what}; {hint}"))
+        for name in verdict.expired:
+            what = f"not translated within {self._work.row_timeout:g} s"
+            yield Outcome(named[name], error=RowTimeout(f"{what}; --row-timeout sets the limit"))
+
+    def _begin(self, rows: Sequence[Row]) -> bool:
+        """Notes that a batch begins and gives it its time; False if nothing may begin any more."""
+        ended, self._running = self._end_watch(), [row.row_id for row in rows]
+        limit = self._work.row_timeout * len(rows)
+        self._watchdog = threading.Timer(limit, self._give_up, [list(self._running)])
+        self._watchdog.daemon = True
+        self._watchdog.start()
+        return bool(ray.get(self._control.begin.remote(self._running, ended)))
+
+    def _end(self) -> None:
+        ray.get(self._control.end.remote(self._end_watch()))
+
+    def _end_watch(self) -> list[str]:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        ended, self._running = self._running, []
+        return ended
+
+    def _give_up(self, names: list[str]) -> None:
+        # What hangs in native code cannot be interrupted: the process ends, Ray starts another one,
+        # which finds out how to go on.
+        ray.get(self._control.expire.remote(names))
+        os._exit(1)
+
+    def _refuse_general_failure(self, outcomes: Iterable[Outcome]) -> None:
+        """Raises what was raised for a row, as long as no row at all has been translated."""
+        outcomes = list(outcomes)
+        self._has_worked |= any(outcome.image is not None for outcome in outcomes)
+        causes = [outcome.cause for outcome in outcomes if outcome.cause is not None]
+        if causes and not self._has_worked:
+            counts = ray.get(self._control.seen.remote()).counts
+            self._has_worked = bool(counts.get(results.OK))
+            if not self._has_worked:
+                raise causes[0]
 
     def _report(self, outcomes: Iterable[Outcome]) -> None:
         keys: dict[str, set[str]] = {"cached": set(), "inverted": set()}
@@ -249,10 +330,10 @@ class Translate:
         """The parameters that shaped each row: those its method uses."""
         known = set(methods.names())
         used = [methods.get(m) if m in known else None for m in table["method"].to_pylist()]
-        steps = {"steps": self._work.steps, "inversion_steps": self._work.inversion_steps}
-        columns = {
-            name: [value if method and method.inverts else None for method in used]
-            for name, value in steps.items()
+        work = self._work
+        columns: dict[str, list[Any]] = {
+            "steps": [work.steps if m and m.uses_model else None for m in used],
+            "inversion_steps": [work.inversion_steps if m and m.inverts else None for m in used],
         }
         for name in ("guidance_scale", "negative_prompt", *RECIPE[1:]):
             columns[name] = [
@@ -276,16 +357,10 @@ class Sink(Datasink[None]):
         if not tables:
             return
         work = self._work
-        recorded = sink.write(
-            pa.concat_tables(tables), Storage(work.output), work.image_format, work.schema
-        )
+        recorded = sink.write(pa.concat_tables(tables), work.output, work.image_format, work.schema)
         counts: Counter[str] = Counter(recorded["status"].to_pylist())
         # Waited for, so that no count is lost when the run ends right after.
         ray.get(self._control.add.remote(dict(counts)))
-
-
-def _stopped(control: Any) -> bool:  # noqa: ANN401 - an actor handle
-    return bool(ray.get(control.stopped.remote()))
 
 
 def _kind(error: RowError | None) -> str | None:

@@ -3,53 +3,50 @@
 In: a folder or any fsspec URI. Out: `Storage`, whose writes are atomic: a reader sees the old
 bytes or the new ones. An exception inside an open remote file would publish what was written so
 far, so nothing here ever streams into the target.
+
+This is the only layer that tries a call of the output or the cache again: with growing pauses
+until `patience` is spent. That is safe, as every call may be repeated: equal names mean equal
+bytes, and `create` finds out whose bytes are there.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import os
 import posixpath
-import sys
+import random
+import time
 import uuid
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
-from fsspec.core import url_to_fs
 
+from pnp_batch.client import call, client, is_local, lasting_errors, storage_errors
 from pnp_batch.errors import JobError
+from pnp_batch.process import machine, runs
 
-# Clients raise their own kinds where the network or the credentials fail; each counts only once
-# its module is loaded, so that no client is imported for a local run.
-_CLIENT_ERRORS = (
-    ("botocore.exceptions", "BotoCoreError"),
-    ("botocore.exceptions", "ClientError"),
-    ("aiohttp", "ClientError"),
-    ("gcsfs.retry", "HttpError"),
-    ("azure.core.exceptions", "AzureError"),
-)
+# For who only looks; a run has its own, longer one.
+PATIENCE = 10.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+# What one call may take: a server that never answers, and the slowest link worth using.
+CALL_SECONDS, BYTES_A_SECOND = 30.0, 250_000
+# Larger files are sent in parts, which take no checksum of the whole.
+LARGEST_CHECKED = 50 * 2**20
+TEMPORARY = ".tmp-"
+# The oldest that a temporary file of a living writer can be.
+TEMPORARY_SECONDS = 3600.0
+T = TypeVar("T")
+
+__all__ = ["Storage", "StorageUnavailable", "absolute", "is_local", "storage_errors"]
 
 
 class StorageUnavailable(JobError):
     """The storage of the output, the cache or the manifest cannot be used."""
-
-
-def storage_errors() -> tuple[type[BaseException], ...]:
-    """The exceptions that a storage client may raise, for `except`."""
-    loaded = [
-        getattr(sys.modules[module], name)
-        for module, name in _CLIENT_ERRORS
-        if module in sys.modules
-    ]
-    return (OSError, *loaded)
-
-
-def is_local(uri: str) -> bool:
-    """True when `uri` is a path of this machine."""
-    return "://" not in uri or uri.startswith(("file://", "local://"))
 
 
 def absolute(uri: str) -> str:
@@ -59,54 +56,47 @@ def absolute(uri: str) -> str:
     return str(Path(uri.split("://", 1)[-1]).expanduser().absolute())
 
 
-@lru_cache(maxsize=64)
-def _open(uri: str) -> tuple[Any, str]:
-    # A listing cache would hide what other processes have written meanwhile.
-    options = {} if is_local(uri) else {"use_listings_cache": False}
-    try:
-        fs, root = url_to_fs(uri, **options)
-    except (ImportError, ValueError) as error:
-        raise StorageUnavailable(
-            f"{uri}: {error}", "check the URI's scheme; pip install what the message names"
-        ) from error
-    return fs, root
-
-
 class Storage:
-    """Whole files under one root, named by relative POSIX paths. Cheap to make and to pickle."""
+    """Whole files under one root, named by relative POSIX paths. Cheap to make and to pickle.
 
-    def __init__(self, uri: str) -> None:
+    Args:
+        uri: the root.
+        patience: how long a call that fails is tried again, in seconds.
+    """
+
+    def __init__(self, uri: str, patience: float = PATIENCE) -> None:
         self.uri = absolute(uri)
+        self.patience = patience
 
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"
 
     @property
+    def is_local(self) -> bool:
+        """True when the root is a folder of this machine."""
+        return is_local(self.uri)
+
+    @property
     def fs(self) -> fsspec.AbstractFileSystem:
         """The file system; one instance per process and root."""
-        return _open(self.uri)[0]
+        return self._client()[0]
 
     def path(self, name: str) -> str:
         """The file system's own path of a file under the root."""
-        return posixpath.join(_open(self.uri)[1], name) if name else _open(self.uri)[1]
+        root = self._client()[1]
+        return posixpath.join(root, name) if name else root
 
-    @contextlib.contextmanager
-    def _named(self, verb: str, name: str) -> Iterator[None]:
+    def _client(self) -> tuple[fsspec.AbstractFileSystem, str]:
         try:
-            yield
-        except storage_errors() as error:
-            if isinstance(error, FileNotFoundError) and verb != "write":
-                raise  # where it is written to, it is the bucket that does not exist
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            return client(self.uri)
+        except (ImportError, ValueError) as error:
             raise StorageUnavailable(
-                f"cannot {verb} {posixpath.join(self.uri, name)}: {reason}",
-                "check the path, the credentials and the endpoint, then run the same command again",
+                f"{self.uri}: {error}", "check the URI's scheme; pip install what the message names"
             ) from error
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises `FileNotFoundError`, `StorageUnavailable`."""
-        with self._named("read", name):
-            data: bytes = self.fs.cat_file(self.path(name))
+        data: bytes = self._tried("read", name, lambda: self._call("cat_file", name))
         return data
 
     def read_if_there(self, name: str) -> bytes | None:
@@ -118,55 +108,163 @@ class Storage:
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file whole or not at all, replacing what is there."""
-        path = self.path(name)
-        with self._named("write", name):
-            if is_local(self.uri):
-                _write_local(Path(path), data)
-            else:
-                self.fs.pipe_file(path, data)
+        if self.is_local:
+            self._tried(
+                "write", name, lambda: _write_local(Path(self.path(name)), data, replace=True)
+            )
+        else:
+            self._tried("write", name, lambda: self._put(name, data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes a file unless another one is there; False if so.
+
+        Decided by the store where it can, so that of two writers one wins. An answer that was lost
+        on the way is found out by reading back: our own bytes are a success.
+        """
+        made: bool = self._tried("write", name, lambda: self._create(name, data))
+        return made
 
     def exists(self, name: str) -> bool:
         """True when the file is there now."""
-        with self._named("look for", name):
-            return bool(self.fs.exists(self.path(name)))
+        return self._info(name) is not None
+
+    def size(self, name: str) -> int:
+        """Bytes of a file. Raises `FileNotFoundError`."""
+        info = self._info(name)
+        if info is None:
+            raise FileNotFoundError(posixpath.join(self.uri, name))
+        return int(info.get("size") or 0)
 
     def files(self, folder: str = "") -> list[str]:
         """Relative names of all files below a folder, sorted; none when it does not exist."""
-        root = self.path("")
-        with self._named("list", folder):
-            try:
-                found = self.fs.find(self.path(folder))
-            except FileNotFoundError:
-                return []
-        names = [posixpath.relpath(path, root) for path in found]
-        return sorted(n for n in names if not posixpath.basename(n).startswith(".tmp-"))
+        names = list(self.listing(folder))
+        return [n for n in names if not posixpath.basename(n).startswith(TEMPORARY)]
 
-    def size(self, name: str) -> int:
-        """Bytes of a file."""
-        with self._named("look at", name):
-            return int(self.fs.size(self.path(name)) or 0)
+    def listing(self, folder: str = "") -> dict[str, datetime]:
+        """All files below a folder, temporary ones too, and when each was last written."""
+        root = self.path("")
+
+        def find() -> dict[str, Any]:
+            with contextlib.suppress(FileNotFoundError):
+                found: dict[str, Any] = self._call("find", folder, detail=True)
+                return found
+            return {}
+
+        found = self._tried("list", folder, find)
+        return {posixpath.relpath(p, root): _written_at(found[p]) for p in sorted(found)}
 
     def delete(self, name: str) -> None:
         """Removes a file; one that is gone already is fine."""
-        with self._named("delete", name), contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self.path(name))
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._call("rm_file", name)
+
+        self._tried("delete", name, remove)
+
+    def sweep(self) -> None:
+        """Removes the temporary files that killed writers have left; stores have none."""
+        if not self.is_local:
+            return
+        for name, written in self.listing().items():
+            if posixpath.basename(name).startswith(TEMPORARY) and _is_abandoned(name, written):
+                self.delete(name)
+
+    def _info(self, name: str) -> dict[str, Any] | None:
+        # Not fsspec's `exists`: it takes every failure for an absence.
+        try:
+            found: dict[str, Any] = self._tried("look for", name, lambda: self._call("info", name))
+        except FileNotFoundError:
+            return None
+        return found
+
+    def _call(self, method: str, name: str, *args: Any, size: int = 0, **more: Any) -> Any:  # noqa: ANN401
+        seconds = CALL_SECONDS + size / BYTES_A_SECOND
+        return call(self.fs, method, self.path(name), *args, seconds=seconds, **more)
+
+    def _tried(self, verb: str, name: str, work: Callable[[], T]) -> T:
+        """Does one idempotent piece of work, again and again until `patience` is spent."""
+        ends, pause = time.monotonic() + self.patience, FIRST_PAUSE
+        while True:
+            try:
+                return work()
+            except storage_errors() as error:
+                if isinstance(error, FileNotFoundError) and verb != "write":
+                    raise  # where it is written to, it is the bucket that does not exist
+                lasting = self.is_local or isinstance(error, lasting_errors())
+                if lasting or time.monotonic() + pause > ends:
+                    raise self._unavailable(verb, name, error) from error
+            time.sleep(random.uniform(0.5, 1.0) * pause)  # spread, so that no crowd comes back
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _unavailable(self, verb: str, name: str, error: BaseException) -> StorageUnavailable:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        return StorageUnavailable(
+            f"cannot {verb} {posixpath.join(self.uri, name)}: {reason}",
+            "check the path, the credentials and the endpoint, then run the same command again",
+        )
+
+    def _put(self, name: str, data: bytes, **more: Any) -> None:
+        if self.uri.startswith("s3") and len(data) <= LARGEST_CHECKED:
+            # The store refuses bytes that changed on the way.
+            digest = hashlib.md5(data, usedforsecurity=False).digest()
+            more["ContentMD5"] = base64.b64encode(digest).decode()
+        self._call("pipe_file", name, data, size=len(data), **more)
+
+    def _create(self, name: str, data: bytes) -> bool:
+        try:
+            if self.is_local:
+                _write_local(Path(self.path(name)), data, replace=False)
+            else:
+                self._put(name, data, mode="create")
+        except storage_errors():
+            there = self.read_if_there(name)
+            if there is None:
+                raise
+            return there == data
+        return True
 
 
-def _write_local(path: Path, data: bytes) -> None:
+def _written_at(info: dict[str, Any]) -> datetime:
+    """When a file was last written, as its store says; the epoch where it does not say."""
+    told = next(
+        (info[k] for k in ("LastModified", "mtime", "updated", "last_modified") if k in info), 0
+    )
+    if isinstance(told, str):
+        told = datetime.fromisoformat(told)
+    if not isinstance(told, datetime):
+        return datetime.fromtimestamp(told, UTC)
+    return told if told.tzinfo else told.replace(tzinfo=UTC)
+
+
+def _is_abandoned(name: str, written: datetime) -> bool:
+    where, _, rest = posixpath.basename(name).removeprefix(TEMPORARY).partition("-")
+    pid = rest.partition("-")[0]
+    if where == machine() and pid.isdigit() and not runs(int(pid)):
+        return True
+    return (datetime.now(UTC) - written).total_seconds() > TEMPORARY_SECONDS
+
+
+def _write_local(path: Path, data: bytes, *, replace: bool) -> None:
     try:
-        _replace(path, data)
+        _publish(path, data, replace=replace)
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, data)
+        _publish(path, data, replace=replace)
 
 
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+def _publish(path: Path, data: bytes, *, replace: bool) -> None:
+    """Writes beside the target, then gives the whole file its name in one step."""
+    writer = f"{machine()}-{os.getpid()}"
+    temporary = path.parent / f"{TEMPORARY}{writer}-{uuid.uuid4().hex}"
     try:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if replace:
+            temporary.replace(path)
+        else:
+            path.hardlink_to(temporary)  # fails where the target exists
     finally:
         temporary.unlink(missing_ok=True)

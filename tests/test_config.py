@@ -23,6 +23,7 @@ OTHER = {
     "negative_prompt": "blurry",
     "pnp_f_t": 0.1,
     "pnp_attn_t": 0.1,
+    "strength": 0.5,
     "resolution": 64,
     "fit": "pad",
     "cache": "elsewhere",
@@ -40,16 +41,20 @@ OTHER = {
     "max_image_mib": 1.0,
     "max_image_mpixels": 1.0,
     "read_timeout": 1.0,
+    "row_timeout": 60.0,
+    "storage_patience": 5.0,
+    "drain_timeout": 0.0,
+    "wait": True,
     "address": "auto",
 }
 SHAPES = {
     *("method", "steps", "inversion_steps", "guidance_scale", "negative_prompt", "pnp_f_t"),
-    *("pnp_attn_t", "resolution", "fit", "image_format", "device", "dtype", "seed"),
+    *("pnp_attn_t", "strength", "resolution", "fit", "image_format", "device", "dtype", "seed"),
 }
 
 
 def built(**values):
-    return RunConfig(**NEEDED, **values)
+    return RunConfig(**{**NEEDED, **values})
 
 
 def refusal(**values):
@@ -212,3 +217,22 @@ def test_a_changed_copy_is_checked_again():
 def test_the_cache_lies_in_the_output_unless_it_is_named():
     assert built().cache_uri == "out/latents"
     assert built(cache="s3://b/c").cache_uri == "s3://b/c"
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("yes", True), ("False", False)])
+def test_a_switch_in_the_environment(text, value):
+    assert config.read_environment({"PNP_BATCH_WAIT": text}) == {"wait": value}
+
+
+@pytest.mark.parametrize("text", ["", "maybe", "2"])
+def test_a_switch_in_the_environment_that_is_none_is_refused(text):
+    with pytest.raises(InvalidConfig, match="PNP_BATCH_WAIT"):
+        config.read_environment({"PNP_BATCH_WAIT": text})
+
+
+@pytest.mark.parametrize("field", ["manifest", "output", "cache"])
+def test_credentials_in_a_uri_are_refused_before_they_reach_a_record(field):
+    with pytest.raises(InvalidConfig, match=field) as refused:
+        built(**{field: "s3://key:s3cret@bucket/out"})
+    assert "s3cret" not in str(refused.value)
+    built(**{field: "abfs://container@account.dfs.core.windows.net/out"})

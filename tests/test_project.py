@@ -33,7 +33,20 @@ PACKAGE = ROOT / "pnp_batch"
 # imports from lower floors, or from parts that stand before it on its own floor. A new part needs a
 # place here and in docs/architecture.md.
 FLOORS = (
-    ("errors", "config", "storage", "manifest", "rows", "batches", "results", "record"),
+    (
+        *(
+            "errors",
+            "config",
+            "process",
+            "client",
+            "storage",
+            "lease",
+            "manifest",
+            "rows",
+            "batches",
+        ),
+        *("results", "record", "attempts"),
+    ),
     ("flops", "world", "source", "models", "latents"),
     (
         *("diffusion.schedule", "diffusion.sites", "diffusion.unet"),
@@ -41,12 +54,12 @@ FLOORS = (
     ),
     ("methods",),
     ("engine", "translator", "sink", "job", "evaluation"),
-    ("cluster", "stages", "pipeline", "progress", "report"),
-    ("validate", "status", "plan", "doctor", "submit", "demo", "training", "cli"),
+    ("cluster", "control", "stages", "execution", "pipeline", "progress", "report"),
+    ("validate", "status", "gc", "plan", "doctor", "submit", "demo", "training", "cli"),
 )
 ORDER = {part: (floor, n) for floor, parts in enumerate(FLOORS) for n, part in enumerate(parts)}
 LIGHT = {*FLOORS[0], "flops"}
-MAY_IMPORT_RAY = {"cluster", "stages", "pipeline", "progress", "submit"}
+MAY_IMPORT_RAY = {"cluster", "control", "stages", "execution", "pipeline", "progress", "submit"}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "ray"}
 
 

@@ -158,7 +158,7 @@ def test_a_root_that_is_a_file_is_unavailable(tmp_path):
 UNREACHABLE = """
 import sys
 from pnp_batch.storage import Storage, StorageUnavailable
-there = Storage("s3://bucket/out")
+there = Storage("s3://bucket/out", patience=0.5)
 for ask in (there.read, there.exists, there.files, lambda name: there.write(name, b"1")):
     try:
         ask("some/file")

@@ -1,4 +1,4 @@
-"""`validate`, `status`, `methods` and `doctor`: the commands that only look."""
+"""`validate`, `status`, `gc`, `methods` and `doctor`: the commands that look."""
 
 from __future__ import annotations
 
@@ -59,6 +59,34 @@ def status(output: str, as_json: bool) -> None:
     if found.failed:
         lines.append(f"next: pnp-batch retry {output}")
     answer("\n".join(lines), {**asdict(found), "missing": found.missing}, as_json=as_json)
+
+
+@click.command()
+@click.argument("output", metavar="URI")
+@click.option("--delete", is_flag=True, help="Remove what is found.")
+@click.option(
+    "--latents",
+    is_flag=True,
+    help="Also latents that no row of this output came from; other jobs may use them.",
+)
+@common
+def gc(output: str, delete: bool, latents: bool, as_json: bool) -> None:
+    """List what killed runs have left at URI and nothing refers to; remove it if asked."""
+    from pnp_batch.gc import collect
+
+    found = collect(output, delete=delete, latents=latents)
+    lines = list(found.leftovers)
+    if found.busy:
+        lines.append("a run is writing there: what is left over can be told when it has ended")
+    else:
+        lines.append(f"{len(found.leftovers)} leftovers" + " removed" * found.deleted)
+    if found.missing:
+        named = ", ".join(map(repr, found.missing[:3]))
+        lines.append(f"{len(found.missing)} images are gone that the results name: rows {named}")
+        lines.append("bring them back, or remove results/ and run again: inversions are cached")
+    if found.leftovers and not found.deleted:
+        lines.append(f"next: pnp-batch gc {output} --delete" + " --latents" * latents)
+    answer("\n".join(lines), asdict(found), as_json=as_json)
 
 
 @click.command()

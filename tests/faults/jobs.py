@@ -1,0 +1,239 @@
+"""Real runs as processes of their own, to be killed: start, watch, `kill -9` by role, run again.
+
+In: a manifest, an output and flags. Out: the exit code and what was told on stderr. Every process
+of a run, Ray's too, belongs to the session of its driver, which is how they are found and ended.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pnp_batch.world import samples
+from tests.faults.places import Folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from random import Random
+
+    from tests.faults.places import Place
+
+ROOT = Path(__file__).parents[2]
+DRIVER, RAYLET, CONTROL = "driver", "raylet", "gcs_server"
+TRANSLATOR = r"ray::MapWorker\(MapBatches\(Translate\)\)"
+PATIENCE = 300.0  # seconds; only a broken run needs them
+
+
+def manifest(path: Path, rows: int, pictures: int = 20, resolution: int = 64) -> Path:
+    """Writes a manifest over some drawn pictures, one prompt each; returns its path."""
+    drawn = list(samples.many_rows(min(pictures, rows), resolution=resolution))
+    turns = ({**drawn[k % len(drawn)], "row_id": f"{k:06d}"} for k in range(rows))
+    samples.write(turns, path)
+    return path
+
+
+def recorded(output: Place) -> set[str]:
+    """The ids of the rows that an output has recorded so far."""
+    ids: set[str] = set()
+    for name in output.names():
+        if re.fullmatch(r"results/[^/.][^/]*\.parquet", name):
+            with suppress(FileNotFoundError, pa.ArrowException):  # being replaced or torn
+                table = pq.read_table(io.BytesIO(output.read(name)), columns=["row_id"])
+                ids.update(table["row_id"].to_pylist())
+    return ids
+
+
+@dataclass
+class Job:
+    """One job, which can be started any number of times.
+
+    Attributes:
+        manifest: of the job.
+        output: folder or URI.
+        flags: further arguments of `pnp-batch run`.
+        environ: what the environment has in addition, such as a store's `environ()`.
+        place: how to look into the output; needed where it is no folder.
+    """
+
+    manifest: Path
+    output: str
+    flags: tuple[str, ...] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)
+    place: Place | None = None
+
+    @property
+    def seen(self) -> Place:
+        """The output, seen without the package."""
+        return self.place or Folder(self.output)
+
+    @contextmanager
+    def started(self) -> Iterator[Running]:
+        """Starts `pnp-batch run` with a Ray of its own; at the end no process or file is left."""
+        command = [sys.executable, "-m", "pnp_batch", "run", str(self.manifest)]
+        command += ["--output", self.output, *self.flags]
+        folder = tempfile.mkdtemp(prefix="pf-")  # short: Ray puts sockets there
+        environ = {**os.environ, **self.environ, "TMPDIR": folder}
+        try:
+            with (Path(folder) / "stderr").open("w+") as told:
+                driver = subprocess.Popen(
+                    command,
+                    stdout=subprocess.DEVNULL,
+                    stderr=told,
+                    env=environ,
+                    cwd=ROOT,
+                    start_new_session=True,
+                )
+                running = Running(self, driver, told)
+                try:
+                    yield running
+                finally:
+                    running.end()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def run(self) -> tuple[int, str]:
+        """Runs to the end; returns the exit code and stderr."""
+        with self.started() as running:
+            return running.wait(), running.told()
+
+
+class Running:
+    """One run under way."""
+
+    def __init__(self, job: Job, driver: subprocess.Popen[bytes], told: TextIO) -> None:
+        self.job, self.driver, self._told = job, driver, told
+
+    def told(self) -> str:
+        """What it said on stderr so far."""
+        return Path(self._told.name).read_text()
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """Waits for the driver's end; returns its exit code, negative for a signal."""
+        return self.driver.wait(timeout=seconds)
+
+    def wait_for_rows(self, count: int, seconds: float = PATIENCE) -> int:
+        """Waits until so many rows are recorded, or the run has ended; returns how many there are.
+
+        Raises:
+            TimeoutError: neither happened.
+        """
+        deadline = time.monotonic() + seconds
+        while (there := len(recorded(self.job.seen))) < count and self.driver.poll() is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{there} of {count} rows after {seconds} s: {self.told()}")
+            time.sleep(0.1)
+        return there
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """The living processes of the run by role.
+
+        Roles are `driver`, `raylet`, `gcs_server`, the titles of Ray's workers without their
+        current method, such as `ray::MapWorker(MapBatches(Translate))` or `ray::IDLE`, and for
+        the rest the program's name.
+        """
+        found: dict[str, list[psutil.Process]] = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getsid(process.pid) != self.driver.pid:
+                    continue
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.setdefault(self._role(process), []).append(process)
+        return found
+
+    def _role(self, process: psutil.Process) -> str:
+        if process.pid == self.driver.pid:
+            return DRIVER
+        title = " ".join(process.cmdline())
+        worker = re.match(r"ray::[^.]+", title)
+        return worker[0].strip() if worker else process.name()
+
+    def kill(self, role: str, dice: Random | None = None) -> bool:
+        """`kill -9` of one process whose role matches a pattern; False when there is none now.
+
+        Args:
+            role: a regular expression for the whole role.
+            dice: chooses among several; without it the first is taken.
+        """
+        living = self.processes()
+        meant = [p for name in sorted(living) if re.fullmatch(role, name) for p in living[name]]
+        if not meant:
+            return False
+        with suppress(psutil.NoSuchProcess):
+            (dice.choice(meant) if dice else meant[0]).kill()
+        return True
+
+    def end(self) -> None:
+        """Kills what is left of the run, and waits until it is gone."""
+        with suppress(ProcessLookupError):
+            self.driver.send_signal(signal.SIGKILL)
+        self.driver.wait()
+        deadline = time.monotonic() + PATIENCE
+        while left := [process for some in self.processes().values() for process in some]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"these outlive their run: {left}")
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, timeout=1)
+
+
+@dataclass(frozen=True)
+class Kills:
+    """What is killed in turn until the job is left alone.
+
+    Attributes:
+        roles: of what is killed, one after another, each a regular expression.
+        rows: a kill comes when between 1 and so many rows more than before are recorded,
+        pause: and up to so many seconds later.
+    """
+
+    roles: tuple[str, ...] = (DRIVER, DRIVER)
+    rows: int = 4
+    pause: float = 0.5
+
+
+def run_until_done(job: Job, kills: Kills, dice: Random, runs: int = 20) -> list[int]:
+    """Starts a job again and again, killing as told, until it ends with exit code 0.
+
+    Returns:
+        The exit code of every run, the last one 0.
+
+    Raises:
+        AssertionError: no run of the allowed number ended well, or one did before every kill.
+    """
+    codes: list[int] = []
+    coming, told = list(kills.roles), ""
+    while not codes or codes[-1] != 0:
+        assert len(codes) < runs, f"exit codes {codes}: {told}"
+        with job.started() as running:
+            while coming and running.driver.poll() is None:
+                _kill_some_time(running, coming, kills, dice)
+            codes.append(running.wait())
+            told = running.told()
+    assert not coming, f"the job ended before {coming} could be killed: {codes}"
+    return codes
+
+
+def _kill_some_time(running: Running, coming: list[str], kills: Kills, dice: Random) -> None:
+    """Kills the next role once more rows are recorded, and takes it from the list."""
+    before = len(recorded(running.job.seen))
+    running.wait_for_rows(before + dice.randint(1, kills.rows))
+    time.sleep(dice.uniform(0, kills.pause))
+    lives = running.driver.poll() is None
+    if lives and running.kill(coming[0], dice) and coming.pop(0) == DRIVER:
+        running.wait()
