@@ -1,57 +1,29 @@
 """The engine: rows of one device in, translated pictures out, with no Ray in sight.
 
-Packs rows into batches of fixed shape, finds or makes each guidance image's trajectory, runs the
-method, and turns what goes wrong with a row into that row's outcome.
+Packs rows into batches of fixed shape, asks for each guidance image's `origins`, runs the method,
+and turns what goes wrong with a row into that row's outcome.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 
 from pnp_batch import methods
-from pnp_batch.batches import RECIPE, Grid, Place, Shape, pack
-from pnp_batch.diffusion.inversion import invert
-from pnp_batch.diffusion.sampling import Guidance, Prompts, generate, noise
+from pnp_batch.batches import Grid, Shape, pack
+from pnp_batch.diffusion.sampling import Guidance, Prompts, noise
 from pnp_batch.diffusion.schedule import make_schedule
 from pnp_batch.diffusion.unet import UNet
-from pnp_batch.errors import ModelError, OutOfMemory, RowError
+from pnp_batch.errors import JobError, ModelError, OutOfMemory, RowError
 from pnp_batch.latents import Inversion, LatentCache
 from pnp_batch.models import StableDiffusion
+from pnp_batch.origins import Origin, Origins, Row, filled, picture
 
-# How strongly a generated guidance image follows its source prompt, as published.
-SOURCE_GUIDANCE_SCALE = 5.0
-REMEMBERED = 64
 LONGEST_TOLD = 300
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One picture to make. `pixels` is the prepared guidance image, None to generate it."""
-
-    row_id: str
-    guidance: str
-    pixels: Image.Image | None
-    prompt: str
-    method: str
-    place: Place
-    negative_prompt: str = ""
-    source_prompt: str = ""
-    seed: int = 0
-    guidance_scale: float = 7.5
-    parameters: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def recipe(self) -> tuple[object, ...]:
-        """Rows with another one cannot share a UNet batch."""
-        return (self.method, *(self.parameters.get(name) for name in RECIPE[1:]))
 
 
 @dataclass(frozen=True)
@@ -70,21 +42,6 @@ class Outcome:
     latents_key: str | None = None
     cached: bool = False
     seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Origin:
-    """A guidance image on its way through the method: what the method starts from, and its picture.
-
-    Of `trajectory` (steps, C, h, w) and `x0` (C, h, w) an image has what its method needs, a
-    generated one both.
-    """
-
-    image: Image.Image | None
-    trajectory: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    x0: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    key: str | None = None
-    cached: bool = False
 
 
 class Engine:
@@ -110,15 +67,14 @@ class Engine:
         self.unet = UNet(model.unet)
         self.schedule = make_schedule(model.files.configs["scheduler"], steps)
         self.resolution = resolution
-        self.inversion = Inversion(
+        inversion = Inversion(
             model=model.files.digest,
             steps=steps,
             inversion_steps=inversion_steps,
             resolution=resolution,
             dtype=str(model.dtype).removeprefix("torch."),
         )
-        self.cache = cache
-        self._origins: OrderedDict[str, Origin] = OrderedDict()
+        self.origins = Origins(model, self.unet, self.schedule, inversion, cache)
 
     def translate(
         self,
@@ -150,8 +106,8 @@ class Engine:
         rows = [row for row in grid.cells if row is not None]
         try:
             outcomes = list(self._batch(grid))
-        except torch.AcceleratorError:
-            raise  # the device is lost for this process
+        except (torch.AcceleratorError, JobError):
+            raise  # the device is lost for this process, or the storage for all
         except Exception as error:  # noqa: BLE001 - a method may raise anything
             no_memory = _is_out_of_memory(error)
             parts = self._halves(grid) if no_memory else [grid.only(row) for row in rows]
@@ -184,10 +140,10 @@ class Engine:
         """Translates one batch."""
         leaders = [own[0] if own else None for own in grid.slots]
         method = methods.get(next(row.method for row in leaders if row is not None))
-        origins = self._find(leaders, method)
+        origins = self.origins.find(leaders, method)
         latents = None
         if method.uses_model:
-            rows = _filled(grid.cells)
+            rows = filled(grid.cells)
             latents = method.translate(
                 methods.Batch(
                     self.unet,
@@ -203,7 +159,7 @@ class Engine:
                 continue
             origin = origins[row.guidance]
             done = Outcome(row, latents_key=origin.key, cached=origin.cached)
-            image = origin.image if latents is None else self._decode(latents[cell])
+            image = origin.image if latents is None else picture(self.model, latents[cell])
             if image is None:
                 what = f"{row.method} gave values that are not finite"
                 yield replace(done, error=ModelError(f"{what}; try another dtype or guidance"))
@@ -217,7 +173,7 @@ class Engine:
         shape: Shape,
         method: methods.Method,
     ) -> Guidance:
-        rows = _filled(leaders)
+        rows = filled(leaders)
         images = [origins[row.guidance] for row in rows]
         device = self.model.device
         text = torch.stack([self.model.text(row.source_prompt) for row in rows])
@@ -230,13 +186,8 @@ class Engine:
 
     def _noise(self, rows: Sequence[Row]) -> torch.Tensor:
         """Noise (N, C, h, w) of each row's seed, whose first draw made its generated guidance."""
-        drawn = [noise(row.seed, self._latent_shape, row.pixels is None) for row in rows]
+        drawn = [noise(row.seed, self.origins.latent_shape, row.pixels is None) for row in rows]
         return torch.stack(drawn).to(self.model.device)
-
-    @property
-    def _latent_shape(self) -> tuple[int, int, int]:
-        side = self.resolution // self.model.files.scale_factor
-        return self.model.latent_shape[0], side, side
 
     def _prompts(self, rows: Sequence[Row]) -> Prompts:
         scale = torch.tensor([row.guidance_scale for row in rows], device=self.model.device)
@@ -245,98 +196,6 @@ class Engine:
             negative=torch.stack([self.model.text(row.negative_prompt) for row in rows]),
             scale=scale,
         )
-
-    def _find(self, leaders: list[Row | None], method: methods.Method) -> dict[str, Origin]:
-        """The origin of each image: remembered, cached, or made now, all in one batch."""
-        found: dict[str, Origin] = {}
-        for row in (leader for leader in leaders if leader is not None):
-            if row.pixels is not None and not method.uses_model:
-                found[row.guidance] = Origin(row.pixels)
-            elif row.pixels is not None and not method.inverts:
-                found[row.guidance] = Origin(row.pixels, x0=self.model.encode(row.pixels))
-            elif row.guidance in self._origins:
-                self._origins.move_to_end(row.guidance)
-                found[row.guidance] = self._origins[row.guidance]
-            elif row.pixels is not None and (cached := self._cached(row)) is not None:
-                found[row.guidance] = self._remember(row, cached)
-        left = [row if row and row.guidance not in found else None for row in leaders]
-        for make, given in ((self._invert, True), (self._generate, False)):
-            wanted = [row if row and (row.pixels is not None) == given else None for row in left]
-            if any(wanted):
-                made = make(wanted)
-                found |= {row.guidance: self._remember(row, origin) for row, origin in made}
-        return found
-
-    def _remember(self, row: Row, origin: Origin) -> Origin:
-        # Rows of the image that come later find it here, and find it in the cache of their job.
-        self._origins[row.guidance] = replace(origin, cached=True)
-        while len(self._origins) > REMEMBERED:
-            self._origins.popitem(last=False)
-        return origin
-
-    def key(self, row: Row) -> str:
-        """The latent cache's key of a row's inversion."""
-        assert row.pixels is not None
-        return self.inversion.key(row.pixels.tobytes(), row.source_prompt)
-
-    def _cached(self, row: Row) -> Origin | None:
-        key = self.key(row)
-        stored = self.cache.get(key) if self.cache else None
-        if stored is None or stored.shape[0] != self.schedule.steps:
-            return None
-        return Origin(row.pixels, torch.from_numpy(stored).float(), key=key, cached=True)
-
-    def _invert(self, slots: list[Row | None]) -> Iterator[tuple[Row, Origin]]:
-        """Inverts the images of a batch, each in its slot."""
-        rows = _filled(slots)
-        encoded = {row.guidance: self.model.encode(row.pixels) for row in rows if row.pixels}
-        trajectories = invert(
-            self.unet,
-            torch.stack([encoded[row.guidance] for row in rows]),
-            torch.stack([self.model.text(row.source_prompt) for row in rows]),
-            self.schedule,
-            self.inversion.inversion_steps,
-        )
-        for slot, wanted in enumerate(slots):
-            if wanted is None:
-                continue
-            # What is kept is what is used, whether it comes from the cache or not.
-            kept = trajectories[:, slot].to("cpu", self._kept_dtype)
-            key = self.key(wanted)
-            if self.cache is not None:
-                self.cache.put(key, kept.numpy())
-            yield wanted, Origin(wanted.pixels, kept.float(), key=key)
-
-    @property
-    def _kept_dtype(self) -> torch.dtype:
-        """Half precision is enough for a UNet that computes in it."""
-        return torch.float32 if self.model.dtype == torch.float32 else torch.float16
-
-    def _generate(self, slots: list[Row | None]) -> Iterator[tuple[Row, Origin]]:
-        """Generates the guidance images of a batch from their source prompts, each in its slot."""
-        rows = _filled(slots)
-        prompts = Prompts(
-            target=torch.stack([self.model.text(row.source_prompt) for row in rows]),
-            negative=torch.stack([self.model.text("") for _ in rows]),
-            scale=torch.full((len(rows),), SOURCE_GUIDANCE_SCALE, device=self.model.device),
-        )
-        start = torch.stack([noise(row.seed, self._latent_shape) for row in rows])
-        x0, met = generate(self.unet, start.to(self.model.device), prompts, self.schedule)
-        for slot, wanted in enumerate(slots):
-            if wanted is not None:
-                yield wanted, Origin(self._decode(x0[slot]), met[:, slot].cpu(), x0[slot])
-
-    def _decode(self, latents: torch.Tensor) -> Image.Image | None:
-        try:
-            return self.model.decode(latents)
-        except FloatingPointError:
-            return None
-
-
-def _filled(cells: Sequence[T | None]) -> list[T]:
-    """The cells, with something in those that are empty: a batch keeps its shape."""
-    filler = next(cell for cell in cells if cell is not None)
-    return [filler if cell is None else cell for cell in cells]
 
 
 def _tight(rows: list[Row]) -> Grid[Row]:

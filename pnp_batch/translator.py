@@ -12,10 +12,11 @@ from PIL import Image
 from pnp_batch import methods, source
 from pnp_batch.batches import DEFAULT_BATCH_SIZE, PLACE, RECIPE, Place, with_places
 from pnp_batch.config import RunConfig
-from pnp_batch.engine import Engine, Row
+from pnp_batch.engine import Engine
 from pnp_batch.errors import InvalidConfig, InvalidRow, ModelError, did_you_mean
 from pnp_batch.latents import LatentCache
 from pnp_batch.models import DEMO, StableDiffusion, find
+from pnp_batch.origins import Row
 from pnp_batch.rows import derived_seed
 from pnp_batch.storage import Storage
 

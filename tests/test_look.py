@@ -13,7 +13,6 @@ from PIL import Image
 
 from pnp_batch import cli, methods, record, results
 from pnp_batch.config import RunConfig
-from pnp_batch.diffusion.unet import UNet
 from pnp_batch.engine import Engine
 from pnp_batch.latents import LatentCache
 from pnp_batch.models import StableDiffusion, find
@@ -81,25 +80,9 @@ def test_plan_counts_what_the_engine_evaluates(
     assert (plan["rows"], plan["images"], plan["inversions_missing"]) == (4, 2, 2)
     pictures = [Image.open(tmp_path / name) for name in ("a.png", "b.png")]
     translator = Translator.load(str(model))
-    counted = []
-
-    class Counting(UNet):
-        def __call__(self, *arguments: Any) -> Any:
-            counted.append(len(arguments[0]))
-            return super().__call__(*arguments)
-
-    prompts = [["x", "y", "z"], "x"]
-    engines: list[Engine] = []
-    original = Engine.__init__
-
-    def watched(engine: Engine, *arguments: Any, **named: Any) -> None:
-        original(engine, *arguments, **named)
-        engine.unet = Counting(engine.model.unet)
-        engines.append(engine)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "__init__", watched)
-        translator.translate(pictures, prompts, steps=5, inversion_steps=10)
+    counted: list[int] = []
+    translator.model.unet.register_forward_pre_hook(lambda _, given: counted.append(len(given[0])))
+    translator.translate(pictures, [["x", "y", "z"], "x"], steps=5, inversion_steps=10)
     assert sum(counted) == sum(plan["unet_evaluations"].values())
     assert plan["tflop"] < plan["published_tflop"]
 
@@ -115,9 +98,8 @@ def test_plan_finds_cached_inversions_and_rows_that_are_done(
     engine = Engine(loaded, steps=5, inversion_steps=5, resolution=32)
     pixels = Image.open(tmp_path / "a.png").tobytes()
     cache = LatentCache(Storage(f"{output}/latents"))
-    cache.put(
-        engine.inversion.key(pixels, ""), loaded.encode(Image.open(tmp_path / "a.png")).numpy()
-    )
+    key = engine.origins.inversion.key(pixels, "")
+    cache.put(key, loaded.encode(Image.open(tmp_path / "a.png")).numpy())
     after = told(capsys, "plan", manifest, *flags, "--output", str(output))
     assert (after["inversions_missing"], after["inversions_cached"]) == (3, 1)
     assert after["tflop"] < before["tflop"]

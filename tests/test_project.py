@@ -53,7 +53,7 @@ FLOORS = (
         *("diffusion.injection", "diffusion.inversion", "diffusion.sampling"),
     ),
     ("methods",),
-    ("engine", "translator", "sink", "job", "evaluation"),
+    ("origins", "engine", "translator", "sink", "job", "evaluation"),
     ("cluster", "control", "stages", "execution", "pipeline", "progress", "report"),
     ("validate", "status", "gc", "plan", "doctor", "submit", "demo", "training", "cli"),
 )

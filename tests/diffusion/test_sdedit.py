@@ -12,10 +12,11 @@ from PIL import Image
 
 from pnp_batch.batches import Place
 from pnp_batch.diffusion.sampling import Guidance, Prompts
-from pnp_batch.engine import SOURCE_GUIDANCE_SCALE, Engine, Row
+from pnp_batch.engine import Engine
 from pnp_batch.methods.base import Batch
 from pnp_batch.methods.sdedit import SDEdit
 from pnp_batch.models import StableDiffusion, find
+from pnp_batch.origins import SOURCE_GUIDANCE_SCALE, Row
 from pnp_batch.world import draw, random_spec
 from tests import reference, tiny
 from tests.diffusion.scene import EMPTY, TOLERANCE, both_schedules, far, latents, texts

@@ -1,45 +1,29 @@
-"""The stages of a run as Ray Data sees them: load, translate, write. Arrow tables in and out.
-
-Each is a thin adapter around a floor below that knows nothing of Ray. Only the actors that
-translate import torch, and only once a row needs it.
-"""
+"""The second stage: loaded rows in, the rows as the results hold them and their pixels out."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 from PIL import Image
-from ray.data import Datasink
-from ray.data.block import Block, BlockAccessor
 
-from pnp_batch import methods, results, sink, source
+from pnp_batch import methods, results, sink
 from pnp_batch.attempts import ATTEMPTS, Verdict
 from pnp_batch.batches import PLACE, RECIPE, Place
-from pnp_batch.errors import ImageUndecodable, InvalidRow, ModelError, RowError, RowTimeout
+from pnp_batch.errors import ModelError, RowTimeout
 from pnp_batch.latents import LatentCache
-from pnp_batch.models import ModelFiles
 from pnp_batch.rows import EXTRA
-from pnp_batch.storage import Storage
+from pnp_batch.stages.work import Work, kind, text
 
 if TYPE_CHECKING:
-    from pnp_batch.engine import Engine, Outcome, Row
+    from pnp_batch.engine import Engine, Outcome
+    from pnp_batch.origins import Row
 
-READERS = 8
-LOADING = "image "
-# Many images are read at a time, but one is decoded: at its limit it takes a gigabyte.
-_decoding = threading.Lock()
-# Pixels, digest of the file, and what went wrong.
-Loaded = tuple[bytes | None, str | None, RowError | None]
 # What the engine needs of a row; the other columns only travel along.
 NEEDED = (
     "row_id",
@@ -55,95 +39,6 @@ NEEDED = (
     *RECIPE[1:],
     "error_type",
 )
-
-
-@dataclass(frozen=True)
-class Work:
-    """What every stage needs to know of the job."""
-
-    output: Storage
-    cache: Storage
-    model: ModelFiles
-    device: str
-    dtype: str
-    threads: int
-    steps: int
-    inversion_steps: int
-    resolution: int
-    fit: str
-    image_format: str
-    schema: pa.Schema
-    policy: source.SourcePolicy
-    row_timeout: float
-
-
-def load(table: pa.Table, work: Work, control: Any) -> pa.Table:  # noqa: ANN401 - actor handle
-    """Reads, decodes and prepares the guidance images of a block; rows that share one share it.
-
-    Adds the columns `pixels` (RGB bytes of the working image, null where there is none),
-    `source_sha256`, `error_type` and `error_message`: what fails becomes the row's error. After a
-    stop nothing is read any more, and the block goes on without rows.
-    """
-    if ray.get(control.stopped.remote()):
-        table = table.slice(0, 0)
-    rows = table.select(["guidance", "image", "image_bytes", "problem"]).to_pylist()
-    distinct = {row["guidance"]: row for row in rows if row["problem"] is None}
-    loaded = _load_all(distinct, work, control)
-    made = [
-        (None, None, InvalidRow(row["problem"])) if row["problem"] else loaded[row["guidance"]]
-        for row in rows
-    ]
-    columns = {
-        "pixels": pa.array([pixels for pixels, _, _ in made], pa.binary()),
-        "source_sha256": pa.array([digest for _, digest, _ in made], pa.string()),
-        "error_type": pa.array([_kind(error) for _, _, error in made], pa.string()),
-        "error_message": pa.array([_text(error) for _, _, error in made], pa.string()),
-    }
-    for name, values in columns.items():
-        table = table.append_column(name, values)
-    return table.drop_columns(["image_bytes"])
-
-
-def _load_all(
-    images: Mapping[str, Mapping[str, Any]],
-    work: Work,
-    control: Any,  # noqa: ANN401 - an actor handle
-) -> dict[str, Loaded]:
-    """Loads images side by side; those that a worker died with one by one, as often as allowed."""
-    names = {f"{LOADING}{guidance}": guidance for guidance in images}
-    verdict = ray.get(control.verdict.remote(list(names)))
-    loaded: dict[str, Loaded] = {}
-    for name in verdict.killed:
-        what = f"reading it killed its worker in each of {ATTEMPTS} attempts"
-        loaded[names[name]] = None, None, ImageUndecodable(f"{what}; save the image again")
-    for name in (*verdict.alone, *verdict.last):
-        ray.get(control.begin.remote([name]))
-        loaded[names[name]] = _load(images[names[name]], work)
-        control.end.remote([name])
-    if verdict.together:
-        ray.get(control.begin.remote(verdict.together))
-        with ThreadPoolExecutor(READERS) as readers:
-            read = readers.map(lambda name: _load(images[names[name]], work), verdict.together)
-            loaded |= {names[n]: one for n, one in zip(verdict.together, read, strict=True)}
-        control.end.remote(verdict.together)
-    return loaded
-
-
-def _load(row: Mapping[str, Any], work: Work) -> Loaded:
-    if row["image"] is None and row["image_bytes"] is None:
-        return None, None, None  # to be generated
-    digest = None
-    try:
-        data = row["image_bytes"]
-        if data is None:
-            data = source.read_source(row["image"], work.policy)
-        digest = hashlib.sha256(data).hexdigest()
-        with _decoding:
-            image = source.decode(data, work.policy, row["image"] or source.EMBEDDED)
-            prepared = source.prepare(image, work.resolution, work.fit)
-    except RowError as error:
-        return None, digest, error
-    return prepared.tobytes(), digest, None
 
 
 class Translate:
@@ -275,7 +170,7 @@ class Translate:
         self._control.add.remote({name: len(found) for name, found in keys.items()})
 
     def _row(self, record: Mapping[str, Any]) -> Row:
-        from pnp_batch.engine import Row
+        from pnp_batch.origins import Row
 
         side = self._work.resolution
         pixels = record["pixels"]
@@ -308,10 +203,10 @@ class Translate:
             "resolution": [side] * len(images),
             "fit": [self._work.fit] * len(images),
         }
-        for name, text in (("error_type", _kind), ("error_message", _text)):
+        for name, told in (("error_type", kind), ("error_message", text)):
             loaded = table[name].to_pylist()
             columns[name] = [
-                text(outcome.error) if outcome else before
+                told(outcome.error) if outcome else before
                 for outcome, before in zip(outcomes, loaded, strict=True)
             ]
         columns |= self._parameters(table)
@@ -341,31 +236,3 @@ class Translate:
                 for method, value in zip(used, table[name].to_pylist(), strict=True)
             ]
         return columns
-
-
-class Sink(Datasink[None]):
-    """Writes what a task got: its images, then the file that records its rows."""
-
-    def __init__(self, work: Work, control: Any) -> None:  # noqa: ANN401 - an actor handle
-        self._work = work
-        self._control = control
-
-    def write(self, blocks: Iterable[Block], ctx: Any) -> None:  # noqa: ANN401 - Ray's context
-        """Writes the blocks of one task."""
-        tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
-        tables = [table for table in tables if len(table)]
-        if not tables:
-            return
-        work = self._work
-        recorded = sink.write(pa.concat_tables(tables), work.output, work.image_format, work.schema)
-        counts: Counter[str] = Counter(recorded["status"].to_pylist())
-        # Waited for, so that no count is lost when the run ends right after.
-        ray.get(self._control.add.remote(dict(counts)))
-
-
-def _kind(error: RowError | None) -> str | None:
-    return None if error is None else type(error).__name__
-
-
-def _text(error: RowError | None) -> str | None:
-    return None if error is None else str(error)

@@ -1,0 +1,185 @@
+"""Origins: what a method starts from, a guidance image's trajectory or latents, found or made.
+
+In: rows of a batch. Out: one origin for each of their guidance images, remembered from an earlier
+batch, taken from the latent cache, inverted, or generated from a source prompt.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+from PIL import Image
+
+from pnp_batch.batches import RECIPE, Place
+from pnp_batch.diffusion.inversion import invert
+from pnp_batch.diffusion.sampling import Prompts, generate, noise
+from pnp_batch.diffusion.schedule import Schedule
+from pnp_batch.diffusion.unet import UNet
+from pnp_batch.latents import Inversion, LatentCache
+from pnp_batch.methods import Method
+from pnp_batch.models import StableDiffusion
+
+# How strongly a generated guidance image follows its source prompt, as published.
+SOURCE_GUIDANCE_SCALE = 5.0
+REMEMBERED = 64
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture to make. `pixels` is the prepared guidance image, None to generate it."""
+
+    row_id: str
+    guidance: str
+    pixels: Image.Image | None
+    prompt: str
+    method: str
+    place: Place
+    negative_prompt: str = ""
+    source_prompt: str = ""
+    seed: int = 0
+    guidance_scale: float = 7.5
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> tuple[object, ...]:
+        """Rows with another one cannot share a UNet batch."""
+        return (self.method, *(self.parameters.get(name) for name in RECIPE[1:]))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A guidance image on its way through the method: what the method starts from, and its picture.
+
+    Of `trajectory` (steps, C, h, w) and `x0` (C, h, w) an image has what its method needs, a
+    generated one both.
+    """
+
+    image: Image.Image | None
+    trajectory: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    x0: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    key: str | None = None
+    cached: bool = False
+
+
+class Origins:
+    """Finds or makes the origins of guidance images, with one model and one way to invert."""
+
+    def __init__(
+        self,
+        model: StableDiffusion,
+        unet: UNet,
+        schedule: Schedule,
+        inversion: Inversion,
+        cache: LatentCache | None,
+    ) -> None:
+        self._model = model
+        self._unet = unet
+        self._schedule = schedule
+        self.inversion = inversion
+        self._cache = cache
+        self._found: OrderedDict[str, Origin] = OrderedDict()
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latents."""
+        side = self.inversion.resolution // self._model.files.scale_factor
+        return int(self._model.files.configs["unet"]["in_channels"]), side, side
+
+    def find(self, leaders: list[Row | None], method: Method) -> dict[str, Origin]:
+        """The origin of each image: remembered, cached, or made now, all in one batch."""
+        found: dict[str, Origin] = {}
+        for row in (leader for leader in leaders if leader is not None):
+            if row.pixels is not None and not method.uses_model:
+                found[row.guidance] = Origin(row.pixels)
+            elif row.pixels is not None and not method.inverts:
+                found[row.guidance] = Origin(row.pixels, x0=self._model.encode(row.pixels))
+            elif row.guidance in self._found:
+                self._found.move_to_end(row.guidance)
+                found[row.guidance] = self._found[row.guidance]
+            elif row.pixels is not None and (cached := self._cached(row)) is not None:
+                found[row.guidance] = self._remember(row, cached)
+        left = [row if row and row.guidance not in found else None for row in leaders]
+        for make, given in ((self._invert, True), (self._generate, False)):
+            wanted = [row if row and (row.pixels is not None) == given else None for row in left]
+            if any(wanted):
+                made = make(wanted)
+                found |= {row.guidance: self._remember(row, origin) for row, origin in made}
+        return found
+
+    def _remember(self, row: Row, origin: Origin) -> Origin:
+        # Rows of the image that come later find it here, and find it in the cache of their job.
+        self._found[row.guidance] = replace(origin, cached=True)
+        while len(self._found) > REMEMBERED:
+            self._found.popitem(last=False)
+        return origin
+
+    def key(self, row: Row) -> str:
+        """The latent cache's key of a row's inversion."""
+        assert row.pixels is not None
+        return self.inversion.key(row.pixels.tobytes(), row.source_prompt)
+
+    def _cached(self, row: Row) -> Origin | None:
+        key = self.key(row)
+        stored = self._cache.get(key) if self._cache else None
+        if stored is None or stored.shape[0] != self._schedule.steps:
+            return None
+        return Origin(row.pixels, torch.from_numpy(stored).float(), key=key, cached=True)
+
+    def _invert(self, slots: list[Row | None]) -> Iterator[tuple[Row, Origin]]:
+        """Inverts the images of a batch, each in its slot."""
+        rows = filled(slots)
+        encoded = {row.guidance: self._model.encode(row.pixels) for row in rows if row.pixels}
+        trajectories = invert(
+            self._unet,
+            torch.stack([encoded[row.guidance] for row in rows]),
+            torch.stack([self._model.text(row.source_prompt) for row in rows]),
+            self._schedule,
+            self.inversion.inversion_steps,
+        )
+        for slot, wanted in enumerate(slots):
+            if wanted is None:
+                continue
+            # What is kept is what is used, whether it comes from the cache or not.
+            kept = trajectories[:, slot].to("cpu", self._kept_dtype)
+            key = self.key(wanted)
+            if self._cache is not None:
+                self._cache.put(key, kept.numpy())
+            yield wanted, Origin(wanted.pixels, kept.float(), key=key)
+
+    @property
+    def _kept_dtype(self) -> torch.dtype:
+        """Half precision is enough for a UNet that computes in it."""
+        return torch.float32 if self._model.dtype == torch.float32 else torch.float16
+
+    def _generate(self, slots: list[Row | None]) -> Iterator[tuple[Row, Origin]]:
+        """Generates the guidance images of a batch from their source prompts, each in its slot."""
+        rows = filled(slots)
+        prompts = Prompts(
+            target=torch.stack([self._model.text(row.source_prompt) for row in rows]),
+            negative=torch.stack([self._model.text("") for _ in rows]),
+            scale=torch.full((len(rows),), SOURCE_GUIDANCE_SCALE, device=self._model.device),
+        )
+        start = torch.stack([noise(row.seed, self.latent_shape) for row in rows])
+        x0, met = generate(self._unet, start.to(self._model.device), prompts, self._schedule)
+        for slot, wanted in enumerate(slots):
+            if wanted is not None:
+                yield wanted, Origin(picture(self._model, x0[slot]), met[:, slot].cpu(), x0[slot])
+
+
+def picture(model: StableDiffusion, latents: torch.Tensor) -> Image.Image | None:
+    """Latents (C, h, w) as a picture; None where they are not finite."""
+    try:
+        return model.decode(latents)
+    except FloatingPointError:
+        return None
+
+
+def filled(cells: Sequence[T | None]) -> list[T]:
+    """The cells, with something in those that are empty: a batch keeps its shape."""
+    filler = next(cell for cell in cells if cell is not None)
+    return [filler if cell is None else cell for cell in cells]

@@ -1,0 +1,12 @@
+"""The stages of a run as Ray Data sees them: load, translate, write. Arrow tables in and out.
+
+Each is a thin adapter around a floor below that knows nothing of Ray. Only the actors that
+translate import torch, and only once a row needs it.
+"""
+
+from pnp_batch.stages.load import load
+from pnp_batch.stages.translate import Translate
+from pnp_batch.stages.work import Work
+from pnp_batch.stages.write import Sink
+
+__all__ = ["Sink", "Translate", "Work", "load"]
