@@ -53,10 +53,15 @@ class Inversion:
 
 
 class LatentCache:
-    """A folder of trajectories that any number of jobs may share at the same time."""
+    """A folder of trajectories that any number of jobs may share at the same time.
+
+    Attributes:
+        damaged: entries met so far that could not be trusted.
+    """
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self.damaged = 0
 
     @staticmethod
     def name(key: str) -> str:
@@ -79,6 +84,7 @@ class LatentCache:
         except (SafetensorError, KeyError, ValueError, TypeError):
             sound = False
         if not sound:
+            self.damaged += 1
             logger.warning("latent cache entry %s is damaged or foreign: inverting again", key)
             return None
         return trajectory

@@ -33,6 +33,7 @@ from pnp_batch.stages import Work
 from pnp_batch.storage import Storage
 
 RECORD_SECONDS = 5.0
+COUNTED = ("cached", "inverted", "damaged")
 # What an actor on a CPU needs: torch and diffusers, and weights stored in half precision that
 # are computed in single, with room for activations.
 BYTES_OF_PROCESS = 1 << 30
@@ -50,6 +51,7 @@ class Progress:
     """Where a run is: how its output stands, and what this run alone has done of it.
 
     Attributes:
+        damaged: entries of the latent cache that could not be trusted and were replaced.
         again: rows tried again, as the worker that translated them died.
         quiet: seconds since a row was recorded.
         in_flight: images and rows that are worked on now, the oldest first.
@@ -61,6 +63,7 @@ class Progress:
     phase: str
     cached: int = 0
     inverted: int = 0
+    damaged: int = 0
     again: int = 0
     session_done: int = 0
     seconds: float = 0.0
@@ -109,7 +112,12 @@ def run(
     with lease.held(job.output, wait=config.wait, waiting=waiting) as mine:
         if mine.waited:
             job = prepare(config, only_failed=only_failed)
+        # The checks gave up early on a storage that cannot be used; from here on it may fail.
+        patient = Storage(job.config.output, job.config.storage_patience)
+        job = replace(job, output=patient)
         job.output.sweep()
+        if job.config.cache:
+            Storage(job.config.cache).sweep()
         if not len(job.todo):
             results.settle(job.output)
             return _result(job, record.DONE, _progress(job, begun, record.DONE))
@@ -155,6 +163,7 @@ def _progress(job: Job, begun: float, phase: str, execution: Execution | None = 
         phase=phase,
         cached=counts.get("cached", 0),
         inverted=counts.get("inverted", 0),
+        damaged=counts.get("damaged", 0),
         again=counts.get("again", 0),
         session_done=ok + failed,
         seconds=time.monotonic() - begun,
@@ -240,7 +249,7 @@ class _Journal:
             updated_at=started,
             versions=record.versions(),
         )
-        self._output = Storage(job.config.output, job.config.storage_patience)
+        self._output = job.output
         self._written = time.monotonic()
         record.write(self._output, self._record)
 
@@ -256,7 +265,7 @@ class _Journal:
             done=progress.done,
             failed=progress.failed,
             session_done=progress.session_done,
-            counts={"cached": progress.cached, "inverted": progress.inverted},
+            counts={name: getattr(progress, name) for name in COUNTED},
             updated_at=now,
             finished_at=now if ended else None,
         )

@@ -36,6 +36,8 @@ class Meter:
             parts.append(f"{progress.failed} failed")
         if progress.cached or progress.inverted:
             parts.append(f"inversions: {progress.inverted} made, {progress.cached} cached")
+        if progress.damaged:
+            parts.append(f"{progress.damaged} damaged latents replaced")
         if progress.again:
             parts.append(f"{progress.again} again after a worker died")
         if progress.quiet > QUIET_SECONDS:

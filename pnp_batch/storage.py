@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import os
 import posixpath
@@ -37,6 +38,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 CALL_SECONDS, BYTES_A_SECOND = 30.0, 250_000
 # Larger files are sent in parts, which take no checksum of the whole.
 LARGEST_CHECKED = 50 * 2**20
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TEMPORARY = ".tmp-"
 # The oldest that a temporary file of a living writer can be.
 TEMPORARY_SECONDS = 3600.0
@@ -199,10 +201,10 @@ class Storage:
 
     def _unavailable(self, verb: str, name: str, error: BaseException) -> StorageUnavailable:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        return StorageUnavailable(
-            f"cannot {verb} {posixpath.join(self.uri, name)}: {reason}",
-            "check the path, the credentials and the endpoint, then run the same command again",
-        )
+        hint = "check the path, the credentials and the endpoint, then run the same command again"
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            hint = "make room there, then run the same command again: it goes on where it was"
+        return StorageUnavailable(f"cannot {verb} {posixpath.join(self.uri, name)}: {reason}", hint)
 
     def _put(self, name: str, data: bytes, **more: Any) -> None:
         if self.uri.startswith("s3") and len(data) <= LARGEST_CHECKED:

@@ -240,3 +240,43 @@ def test_latents_are_scaled_as_the_vae_says(loaded):
 def test_a_picture_that_is_not_finite_is_an_error(loaded, value):
     with pytest.raises(FloatingPointError, match="not finite"):
         loaded.decode(torch.full((4, tiny.SIDE, tiny.SIDE), value))
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("unet", "_class_name", "SD3Transformer2DModel"),
+        ("unet", "up_block_types", ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"]),
+        ("unet", "layers_per_block", 1),
+        ("unet", "addition_embed_type", "text_time"),
+        ("unet", "in_channels", 9),
+        ("unet", "cross_attention_dim", 7),
+        ("vae", "latent_channels", 16),
+        ("text_encoder", "hidden_size", 7),
+        ("scheduler", "prediction_type", "sample"),
+    ],
+)
+def test_a_model_of_another_family_is_refused_with_what_is_wrong(model, part, key, value):
+    file = model / CONFIGS[part]
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    assert repr(value) in (told := refusal(model)) or f"{value}" in told
+    assert told.count("config.json") == 1
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_weights_of_another_model_are_refused(model, part):
+    demo = find("demo").path / part / f"{WEIGHTS[part]}.safetensors"
+    shutil.copy(demo, model / part / f"{WEIGHTS[part]}.safetensors")
+    assert "do not belong" in refusal(model)
+
+
+def test_other_files_than_those_digested_are_refused(model):
+    found = find(str(model))
+    assert found.digest
+    found.check_digest()
+    file = model / "unet" / f"{WEIGHTS['unet']}.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InvalidModel, match="not those"):
+        found.check_digest()

@@ -6,6 +6,7 @@ Standard output carries the answer, standard error everything else. An error is 
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -82,6 +83,8 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         if debug:
             traceback.print_exc()
         message, hint, code = _told(error)
+        if code == EXIT_INTERRUPTED:
+            hint = f"to go on, run: {shlex.join(['pnp-batch', *arguments])}"
         lines = (f"error: {' '.join(message.split())}", f"hint: {' '.join(hint.split())}")
         click.echo("\n".join(lines), err=True)
     return code if isinstance(code, int) else 0

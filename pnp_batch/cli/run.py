@@ -69,6 +69,7 @@ def _translate(
         "rows_this_run": result.progress.session_done,
         "inversions_made": result.progress.inverted,
         "inversions_cached": result.progress.cached,
+        "latents_damaged": result.progress.damaged,
         "seconds": round(result.progress.seconds, 3),
         "errors": [asdict(failure) for failure in result.summary.failures],
     }
@@ -93,6 +94,8 @@ def _told(result: Any, next_command: bool) -> str:  # noqa: ANN401 - RunResult, 
         f"this run: {progress.session_done} rows in {duration(progress.seconds)},"
         f" {progress.inverted} inversions made, {progress.cached} cached",
     ]
+    if progress.damaged:
+        lines.append(f"latent cache: {progress.damaged} damaged entries found and replaced")
     lines += failures(summary.failures)
     if next_command and summary.failed:
         lines.append(f"next: pnp-batch retry {shlex.quote(result.output)}")

@@ -47,6 +47,7 @@ class Translate:
     def __init__(self, work: Work, control: Any, preload: bool) -> None:  # noqa: ANN401
         self._work = work
         self._control = control
+        self._cache = LatentCache(work.cache)
         self._has_worked = False
         self._running: list[str] = []
         self._watchdog: threading.Timer | None = None
@@ -68,7 +69,7 @@ class Translate:
             steps=work.steps,
             inversion_steps=work.inversion_steps,
             resolution=work.resolution,
-            cache=LatentCache(work.cache),
+            cache=self._cache,
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -167,7 +168,9 @@ class Translate:
             if outcome.latents_key:
                 keys["cached" if outcome.cached else "inverted"].add(outcome.latents_key)
         keys["cached"] -= keys["inverted"]
-        self._control.add.remote({name: len(found) for name, found in keys.items()})
+        counts = {name: len(found) for name, found in keys.items()}
+        counts["damaged"], self._cache.damaged = self._cache.damaged, 0
+        self._control.add.remote(counts)
 
     def _row(self, record: Mapping[str, Any]) -> Row:
         from pnp_batch.origins import Row

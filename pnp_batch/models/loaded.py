@@ -1,0 +1,95 @@
+"""A model in memory, on one device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pnp_batch.models.files import ModelFiles
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+class StableDiffusion:
+    """A loaded model on one device: text and pictures to tensors, and latents to pictures.
+
+    Every text and every picture is encoded on its own, so that no result depends on neighbours.
+    """
+
+    def __init__(self, model: ModelFiles, device: str = "cpu", dtype: str = "float32") -> None:
+        import torch
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from diffusers.utils import logging as diffusers_logging
+        from transformers import AutoTokenizer, CLIPTextModel
+        from transformers.utils import logging as transformers_logging
+
+        for logs in (diffusers_logging, transformers_logging):
+            logs.set_verbosity_error()
+            logs.disable_progress_bar()
+        self.files = model
+        self.device = torch.device(device)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+
+        def load(kind: Any, part: str) -> Any:  # noqa: ANN401 - three unrelated model classes
+            name = {"dtype" if kind is CLIPTextModel else "torch_dtype": self.dtype}
+            loaded = kind.from_pretrained(str(model.path / part), **options, **name)
+            return loaded.to(self.device).eval().requires_grad_(False)
+
+        self.unet = load(UNet2DConditionModel, "unet")
+        self.vae = load(AutoencoderKL, "vae")
+        self._text_encoder = load(CLIPTextModel, "text_encoder")
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            str(model.path / "tokenizer"), local_files_only=True
+        )
+        self._texts: dict[str, torch.Tensor] = {}
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """Latent channels, and latents along one side at the model's own resolution."""
+        side = self.files.resolution // self.files.scale_factor
+        return int(self.files.configs["unet"]["in_channels"]), side
+
+    def text(self, prompt: str) -> torch.Tensor:
+        """The text encoder's last hidden state of one prompt, (tokens, D); kept for reuse."""
+        import torch
+
+        if prompt not in self._texts:
+            if len(self._texts) >= 4096:
+                self._texts.clear()
+            tokens = self._tokenizer(
+                prompt,
+                padding="max_length",
+                max_length=self._tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+            with torch.inference_mode():
+                self._texts[prompt] = self._text_encoder(tokens.to(self.device))[0][0]
+        return self._texts[prompt]
+
+    def encode(self, image: Image.Image) -> torch.Tensor:
+        """An RGB image as latents, float32 (C, h, w): the posterior's mean, scaled."""
+        import numpy as np
+        import torch
+
+        pixels = torch.from_numpy(np.array(image)).to(self.device)
+        pixels = (pixels.permute(2, 0, 1)[None].float() / 127.5 - 1.0).to(self.dtype)
+        with torch.inference_mode():
+            mean = self.vae.encode(pixels).latent_dist.mean
+        latents: torch.Tensor = mean[0].float() * self.vae.config.scaling_factor
+        return latents
+
+    def decode(self, latents: torch.Tensor) -> Image.Image:
+        """Latents (C, h, w) as an RGB image. Raises `FloatingPointError` if they are not finite."""
+        import torch
+        from PIL import Image
+
+        scaled = (latents / self.vae.config.scaling_factor)[None].to(self.dtype)
+        with torch.inference_mode():
+            pixels = self.vae.decode(scaled).sample[0].float()
+        if not bool(torch.isfinite(pixels).all()):
+            raise FloatingPointError("the decoded picture holds values that are not finite")
+        levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
