@@ -50,7 +50,8 @@ FLOORS = (
     ("flops", "world", "source", "models", "latents"),
     (
         *("diffusion.schedule", "diffusion.sites", "diffusion.unet"),
-        *("diffusion.injection", "diffusion.inversion", "diffusion.sampling"),
+        *("diffusion.attention", "diffusion.injection", "diffusion.inversion"),
+        "diffusion.sampling",
     ),
     ("methods",),
     ("origins", "engine", "translator", "sink", "job", "evaluation"),

@@ -4,17 +4,21 @@
 evaluation is run either through `Injection.guidance`, which keeps what the scheduled sites
 compute and stops right after the last of them, or through `Injection.translated`, in which those
 sites hand out what was kept instead of computing it (Tumanyan et al., CVPR 2023, eq. 4 and 6).
+Where a self-attention allows it, its probabilities are computed once for all rows of an image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
+from pnp_batch.diffusion.attention import SharedAttention, is_plain
 from pnp_batch.diffusion.sites import Sites
 from pnp_batch.errors import InvalidModel
 
@@ -28,40 +32,52 @@ class _Complete(Exception):
 
 
 @contextmanager
-def injected(sites: Sites) -> Iterator[Injection]:
-    """Installs the hooks of `sites` and always removes them, also after an exception."""
-    injection = Injection(sites)
+def injected(sites: Sites, owner: torch.Tensor) -> Iterator[Injection]:
+    """Installs hooks and processors at `sites` and always removes them, also after an exception.
+
+    Args:
+        sites: of the UNet.
+        owner: for each row of the translated evaluations the index of its guidance row, int64 (R,).
+    """
+    injection = Injection(sites, owner)
     with ExitStack() as stack:
-        for handle in injection.install():
-            stack.callback(handle.remove)
+        for remove in injection.install():
+            stack.callback(remove)
         yield injection
 
 
 class Injection:
     """The state shared by the hooks of one UNet: what is scheduled, kept, and handed out."""
 
-    def __init__(self, sites: Sites) -> None:
+    def __init__(self, sites: Sites, owner: torch.Tensor) -> None:
         self._sites = sites
+        self._owner = owner
+        self._groups = _grouped(owner)
+        self._handing_out = False
         self._feature: frozenset[nn.Module] = frozenset({sites.feature.conv2})
         self._attention: frozenset[nn.Module] = frozenset(
             projection for module in sites.attention for projection in (module.to_q, module.to_k)
         )
         self._scheduled: frozenset[nn.Module] = frozenset()
         self._kept: dict[nn.Module, torch.Tensor] = {}
-        self._owner: torch.Tensor | None = None
         self._fired: list[nn.Module] = []
 
-    def install(self) -> Iterator[Any]:
-        """Registers the hooks, yielding their handles."""
+    def install(self) -> Iterator[Callable[[], Any]]:
+        """Installs hooks and processors, yielding what removes each."""
         # The residual branch of an injected block is not computed at all: its inputs are emptied,
         # and its last convolution hands out the guidance rows' output.
         block = self._sites.feature
-        yield block.norm1.register_forward_pre_hook(self._empty(block.conv2))
-        yield block.time_emb_proj.register_forward_pre_hook(self._empty(block.conv2))
-        yield block.conv2.register_forward_hook(self._hand_over)
+        yield block.norm1.register_forward_pre_hook(self._empty(block.conv2)).remove
+        yield block.time_emb_proj.register_forward_pre_hook(self._empty(block.conv2)).remove
+        yield block.conv2.register_forward_hook(self._hand_over).remove
         for projection in self._attention:
-            yield projection.register_forward_pre_hook(self._empty(projection))
-            yield projection.register_forward_hook(self._hand_over)
+            yield projection.register_forward_pre_hook(self._empty(projection)).remove
+            yield projection.register_forward_hook(self._hand_over).remove
+        for attention in self._sites.attention:
+            if self._groups is not None and is_plain(attention):
+                own = attention.processor
+                attention.set_processor(SharedAttention(own, self._shared))
+                yield partial(attention.set_processor, own)
 
     def guidance(self, evaluate: Callable[[], Any], *, features: bool, attention: bool) -> None:
         """Runs a guidance evaluation up to its last scheduled site, keeping what they compute.
@@ -72,7 +88,7 @@ class Injection:
         self._scheduled = (self._feature if features else frozenset()) | (
             self._attention if attention else frozenset()
         )
-        self._kept, self._owner, self._fired = {}, None, []
+        self._kept, self._fired = {}, []
         if not self._scheduled:
             return
         try:
@@ -81,24 +97,35 @@ class Injection:
             return
         self._refuse("was not met in the guidance branch")
 
-    def translated(self, evaluate: Callable[[], torch.Tensor], owner: torch.Tensor) -> torch.Tensor:
-        """Runs an evaluation whose row r is injected from guidance row `owner[r]`.
+    def translated(self, evaluate: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Runs an evaluation whose rows are injected from their guidance rows.
 
         Raises:
             InjectionNotFired: a scheduled site was not met exactly once.
         """
-        self._owner, self._fired = owner, []
+        self._handing_out, self._fired = True, []
         try:
             output = evaluate()
         finally:
-            self._owner = None
+            self._handing_out = False
         if len(self._fired) != len(self._scheduled) or set(self._fired) != self._scheduled:
             self._refuse("was not met exactly once in the translated branches")
         return output
 
+    def _shared(
+        self, attention: Attention
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """The guidance rows' queries and keys at a site, and which rows follow each of them."""
+        projections = [attention.to_q, attention.to_k]
+        if not self._handing_out or self._groups is None or projections[0] not in self._scheduled:
+            return None
+        self._fired += projections
+        query, key = (self._kept[projection] for projection in projections)
+        return query, key, self._groups
+
     def _empty(self, site: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
         def drop_rows(module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ANN401 - hook
-            if self._owner is None or site not in self._scheduled:
+            if not self._handing_out or site not in self._scheduled:
                 return None
             return (args[0][:0], *args[1:])
 
@@ -107,7 +134,7 @@ class Injection:
     def _hand_over(self, site: nn.Module, args: Any, output: torch.Tensor) -> Any:  # noqa: ANN401
         if site not in self._scheduled:
             return None
-        if self._owner is not None:
+        if self._handing_out:
             self._fired.append(site)
             return self._kept[site].index_select(0, self._owner)
         self._kept[site] = output
@@ -121,3 +148,14 @@ class Injection:
             f"an injection site {what} ({missed} of {len(self._scheduled)} never fired): "
             "this UNet or this version of diffusers computes them in another way"
         )
+
+
+def _grouped(owner: torch.Tensor) -> torch.Tensor | None:
+    """For each guidance row the rows that follow it, (G, S); None where they are not equally many.
+
+    Also None unless the guidance rows are 0 to G - 1.
+    """
+    counts = owner.bincount()
+    if not len(owner) or bool((counts != counts[0]).any()):
+        return None
+    return owner.argsort(stable=True).view(len(counts), -1)

@@ -142,7 +142,7 @@ def translate(
     x = guidance.trajectory[0].index_select(0, guidance.owner)
     text = prompts.both
     owner = torch.cat([guidance.owner, guidance.owner])
-    with injected(unet.sites) as injection:
+    with injected(unet.sites, owner) as injection:
         for index, t in enumerate(schedule.timesteps):
             source = guidance.trajectory[index]
             injection.guidance(
@@ -150,7 +150,7 @@ def translate(
                 features=index < feature_steps,
                 attention=index < attention_steps,
             )
-            output = injection.translated(partial(unet, torch.cat([x, x]), t, text), owner)
+            output = injection.translated(partial(unet, torch.cat([x, x]), t, text))
             x = _step(prompts.combine(output), x, schedule, index)
     return x
 

@@ -1,4 +1,5 @@
-"""Batches: what a row becomes does not depend on its neighbours, its place, or padding."""
+"""Batches: what a row becomes does not depend on its neighbours or padding, and on its place among
+the rows of its image only by rounding."""
 
 from __future__ import annotations
 
@@ -53,17 +54,18 @@ def test_the_owner_prompts_and_scale_of_every_row_matter(unet):
 
 
 @pytest.mark.parametrize("layout", tiny.LAYOUTS)
-def test_place_and_neighbours_change_no_bit_of_a_row(unets, layout):
+def test_neighbours_and_the_image_s_place_change_no_bit_of_a_row(unets, layout):
     unet = unets[layout]
     schedule, _ = both_schedules(2)
     everything = rows(2, [0, 0, 1, 1, 2, 2, 3, 3])
     first = picked(everything, [0, 1], [0, 1, 2, 3]).translated(unet, schedule, 2, 1)
-    second = picked(everything, [3, 0], [6, 1, 7, 0]).translated(unet, schedule, 2, 1)
-    third = picked(everything, [0, 2], [4, 5, 4, 1]).translated(unet, schedule, 2, 1)
-    assert torch.equal(first[0], second[3])
-    assert torch.equal(first[1], second[1])
-    assert torch.equal(first[1], third[3])
-    assert torch.equal(third[0], third[2])
+    second = picked(everything, [3, 0], [6, 0, 7, 1]).translated(unet, schedule, 2, 1)
+    third = picked(everything, [0, 2], [5, 0, 4, 1]).translated(unet, schedule, 2, 1)
+    for other in (second, third):
+        assert torch.equal(first[0], other[1])
+        assert torch.equal(first[1], other[3])
+    swapped = picked(everything, [0, 1], [1, 0, 2, 3]).translated(unet, schedule, 2, 1)
+    assert far(first[:2], swapped[:2].flip(0)) < TOLERANCE
 
 
 def test_padding_rows_and_images_change_no_other_row(unet):
@@ -73,8 +75,7 @@ def test_padding_rows_and_images_change_no_other_row(unet):
     result = padded.translated(unet, schedule, 2, 1)
     by_hand = picked(everything, [1], [1, 2]).by_hand(unet, noise, 1, 0.5)
     assert far(result[:2], by_hand) < TOLERANCE
-    assert torch.equal(result[1], result[2])
-    assert torch.equal(result[1], result[3])
+    assert far(result[[1, 1]], result[2:]) < TOLERANCE
 
 
 def test_the_size_of_a_batch_changes_a_row_by_rounding_only(unet):

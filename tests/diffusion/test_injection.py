@@ -16,13 +16,18 @@ from tests import tiny
 from tests.diffusion.scene import EMPTY, TOLERANCE, both_schedules, far, latents, rows, texts
 
 STEPS = 2
+OWNER = torch.tensor([0, 0])
 HOOKS = [name for name in vars(torch.nn.Module()) if "hooks" in name]
 
 
 def hooks(unet):
     """Everything that is hooked to any module, and every attribute that a hook could hide in."""
     return {
-        name: ([list(getattr(module, kind)) for kind in HOOKS], set(vars(module)))
+        name: (
+            [list(getattr(module, kind)) for kind in HOOKS],
+            set(vars(module)),
+            getattr(module, "processor", None),
+        )
         for name, module in unet.module.named_modules()
     }
 
@@ -44,7 +49,7 @@ def test_hooks_are_there_inside_the_block_only(unet):
     before = hooks(unet)
     assert "_forward_hooks" in HOOKS
     assert "_forward_pre_hooks" in HOOKS
-    with injected(unet.sites):
+    with injected(unet.sites, OWNER):
         assert hooks(unet) != before
     assert hooks(unet) == before
 
@@ -104,11 +109,11 @@ def test_after_an_exception_the_next_translation_is_right(unet, monkeypatch):
 def test_a_translation_while_another_exception_is_handled_is_right(unet):
     expected, before = run(unet), hooks(unet)
     try:
-        with injected(unet.sites):
+        with injected(unet.sites, OWNER):
             raise KeyError("first")
     except KeyError:
         assert torch.equal(run(unet), expected)
-        with pytest.raises(ValueError, match="second"), injected(unet.sites):
+        with pytest.raises(ValueError, match="second"), injected(unet.sites, OWNER):
             raise ValueError("second")  # noqa: B904 - while the first is being handled
     assert hooks(unet) == before
 
@@ -255,18 +260,50 @@ def test_the_guidance_branch_runs_up_to_the_last_scheduled_site_and_no_further(
     assert all(counts == [GUIDANCE] for counts in rows_by_module(seen[0]).values())
 
 
+@pytest.mark.parametrize("owner", [(0, 1, 1), (0, 1, 2)], ids=["uneven", "even"])
 @pytest.mark.parametrize(
     ("features", "attention", "spared"),
     [(True, False, BRANCH), (False, True, PROJECTIONS), (True, True, BRANCH | PROJECTIONS)],
 )
 def test_what_is_injected_is_not_computed_and_everything_else_is(
-    unet, seen, features, attention, spared
+    unet, seen, features, attention, spared, owner
 ):
-    run(unet, int(features), int(attention), owner=(0, 1, 1))
+    run(unet, int(features), int(attention), owner=owner)
     counts = rows_by_module(seen[1])
-    assert {name for name, found in counts.items() if sum(found) == 0} == spared
-    assert all(found == [TRANSLATED] for name, found in counts.items() if name not in spared)
+    computed = {name for name, found in counts.items() if sum(found)}
+    assert computed == set(rows_by_module(seen[-1])) - spared
+    assert all(counts[name] == [TRANSLATED] for name in computed)
     assert seen[1][-1] == ("conv_out", TRANSLATED)
+
+
+@pytest.mark.parametrize("owner", [(0, 0), (1, 0), (0, 1, 0, 1)])
+def test_attention_is_computed_once_for_all_rows_of_an_image(unet, monkeypatch, owner):
+    asked = []
+    attention = F.scaled_dot_product_attention
+
+    def noted(query, key, value, **more):
+        asked.append((len(query), value.shape[-1] // query.shape[-1]))
+        return attention(query, key, value, **more)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    run(unet, 0, 1, owner=owner)
+    images, branches = len(set(owner)), 2 * len(owner) // len(set(owner))
+    assert asked.count((images, branches)) == len(unet.sites.attention)
+
+
+def test_a_processor_of_another_kind_keeps_its_own_way(unet, monkeypatch):
+    expected = run(unet)
+    with monkeypatch.context() as patch:
+        for module in unet.sites.attention:
+            patch.setattr(module, "processor", Bypass(bypassed=None))
+        assert far(run(unet), expected) < TOLERANCE
+        assert all(type(module.processor) is Bypass for module in unet.sites.attention)
+
+
+def test_large_pictures_on_a_cpu_do_not_hold_all_probabilities(unet, monkeypatch):
+    expected = run(unet)
+    monkeypatch.setattr("pnp_batch.diffusion.attention.MOST_PROBABILITY_BYTES", 0)
+    assert far(run(unet), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize(
