@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TYPED := pnp_batch $(wildcard jobs/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types pytest wheel check-wheel format clean
+.PHONY: help venv demo test lint types pytest soak wheel check-wheel format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ types: venv ## mypy, strict
 
 pytest: venv ## the test suite: no network, no GPU
 	$(BIN)/pytest
+
+soak: venv ## the fault suite's long form: hours; PROMISES="P3 P7" chooses
+	$(BIN)/python -m tests.faults.soak $(PROMISES)
 
 wheel: venv ## build dist/*.whl
 	rm -rf dist

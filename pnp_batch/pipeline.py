@@ -115,15 +115,33 @@ def run(
         # The checks gave up early on a storage that cannot be used; from here on it may fail.
         patient = Storage(job.config.output, job.config.storage_patience)
         job = replace(job, output=patient)
-        job.output.sweep()
-        if job.config.cache:
-            Storage(job.config.cache).sweep()
+        _sweep(job)
         if not len(job.todo):
-            results.settle(job.output)
-            return _result(job, record.DONE, _progress(job, begun, record.DONE))
+            return _nothing_to_do(job, begun)
         say(_progress(job, begun, "starting Ray"))
         with cluster.connected(job.config.address, job.config.workers):
-            return _run(job, mine, begun, say)
+            result = _run(job, mine, begun, say)
+        _sweep(job)  # of workers that died on the way
+        return result
+
+
+def _nothing_to_do(job: Job, begun: float) -> RunResult:
+    """Ends what a run that was killed after its last row could not."""
+    results.settle(job.output)
+    result = _result(job, record.DONE, _progress(job, begun, record.DONE))
+    there = record.read(job.output)
+    if there is not None and there.state != record.DONE:
+        now, summary = record.now(), result.summary
+        ended = replace(there, state=record.DONE, updated_at=now, finished_at=now)
+        record.write(job.output, replace(ended, done=summary.done, failed=summary.failed))
+    return result
+
+
+def _sweep(job: Job) -> None:
+    """Removes what killed writers have left, here and in a cache apart."""
+    job.output.sweep()
+    if job.config.cache:
+        Storage(job.config.cache).sweep()
 
 
 def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
@@ -144,13 +162,16 @@ def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
             if progress.failed > job.config.max_failed * job.total:
                 execution.stop(record.STOPPED)
     mine.check()
-    progress = _progress(job, begun, execution.state, execution)
     results.settle(job.output)
+    progress = _progress(job, begun, execution.state, execution)
+    result = _result(job, execution.state, progress)
+    # The results know better than counts that may have died with Control.
+    progress = replace(progress, done=result.summary.done, failed=result.summary.failed)
     journal.keep(progress, state=execution.state)
     say(progress)
     if execution.error is not None:
         raise execution.error
-    return _result(job, execution.state, progress)
+    return replace(result, progress=progress)
 
 
 def _progress(job: Job, begun: float, phase: str, execution: Execution | None = None) -> Progress:

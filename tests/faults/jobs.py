@@ -18,7 +18,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import psutil
 import pyarrow as pa
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tests.faults.places import Place
 
 ROOT = Path(__file__).parents[2]
-DRIVER, RAYLET, CONTROL = "driver", "raylet", "gcs_server"
+DRIVER, RAYLET, CONTROL_STORE = "driver", "raylet", "gcs_server"
 TRANSLATOR = r"ray::MapWorker\(MapBatches\(Translate\)\)"
 PATIENCE = 300.0  # seconds; only a broken run needs them
 
@@ -58,6 +58,16 @@ def recorded(output: Place) -> set[str]:
     return ids
 
 
+def results(output: Place, *columns: str) -> dict[str, dict[str, Any]]:
+    """What the results of an output say in these columns, by row id."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in output.names():
+        if re.fullmatch(r"results/[^/.][^/]*\.parquet", name):
+            table = pq.read_table(io.BytesIO(output.read(name)), columns=["row_id", *columns])
+            found |= {row["row_id"]: row for row in table.to_pylist()}
+    return found
+
+
 @dataclass
 class Job:
     """One job, which can be started any number of times.
@@ -68,6 +78,7 @@ class Job:
         flags: further arguments of `pnp-batch run`.
         environ: what the environment has in addition, such as a store's `environ()`.
         place: how to look into the output; needed where it is no folder.
+        temporary: where its temporary folder is made; the system's place if None.
     """
 
     manifest: Path
@@ -75,6 +86,7 @@ class Job:
     flags: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
     place: Place | None = None
+    temporary: Path | None = None
 
     @property
     def seen(self) -> Place:
@@ -86,7 +98,7 @@ class Job:
         """Starts `pnp-batch run` with a Ray of its own; at the end no process or file is left."""
         command = [sys.executable, "-m", "pnp_batch", "run", str(self.manifest)]
         command += ["--output", self.output, *self.flags]
-        folder = tempfile.mkdtemp(prefix="pf-")  # short: Ray puts sockets there
+        folder = tempfile.mkdtemp(prefix="pf-", dir=self.temporary)  # short: Ray puts sockets there
         environ = {**os.environ, **self.environ, "TMPDIR": folder}
         try:
             with (Path(folder) / "stderr").open("w+") as told:
@@ -112,11 +124,37 @@ class Job:
             return running.wait(), running.told()
 
 
+def of_session(leader: int) -> dict[str, list[psutil.Process]]:
+    """The living processes of a session by role.
+
+    Roles are `driver` for the session's leader, `raylet`, `gcs_server`, the titles of Ray's workers
+    without their current method, such as `ray::MapWorker(MapBatches(Translate))` or `ray::IDLE`,
+    and for the rest the program's name.
+    """
+    found: dict[str, list[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                role = DRIVER if process.pid == leader else _role(process)
+                found.setdefault(role, []).append(process)
+    return found
+
+
+def _role(process: psutil.Process) -> str:
+    worker = re.match(r"ray::[^.]+", " ".join(process.cmdline()))
+    return worker[0].strip() if worker else process.name()
+
+
 class Running:
     """One run under way."""
 
     def __init__(self, job: Job, driver: subprocess.Popen[bytes], told: TextIO) -> None:
         self.job, self.driver, self._told = job, driver, told
+
+    @property
+    def folder(self) -> Path:
+        """Where its temporary files are, Ray's too."""
+        return Path(self._told.name).parent
 
     def told(self) -> str:
         """What it said on stderr so far."""
@@ -140,27 +178,8 @@ class Running:
         return there
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """The living processes of the run by role.
-
-        Roles are `driver`, `raylet`, `gcs_server`, the titles of Ray's workers without their
-        current method, such as `ray::MapWorker(MapBatches(Translate))` or `ray::IDLE`, and for
-        the rest the program's name.
-        """
-        found: dict[str, list[psutil.Process]] = {}
-        for process in psutil.process_iter():
-            with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                if os.getsid(process.pid) != self.driver.pid:
-                    continue
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    found.setdefault(self._role(process), []).append(process)
-        return found
-
-    def _role(self, process: psutil.Process) -> str:
-        if process.pid == self.driver.pid:
-            return DRIVER
-        title = " ".join(process.cmdline())
-        worker = re.match(r"ray::[^.]+", title)
-        return worker[0].strip() if worker else process.name()
+        """The living processes of the run by role."""
+        return of_session(self.driver.pid)
 
     def kill(self, role: str, dice: Random | None = None) -> bool:
         """`kill -9` of one process whose role matches a pattern; False when there is none now.

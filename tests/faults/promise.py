@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 
@@ -30,6 +30,13 @@ class Outcome:
     faults: int
     rows: int
     findings: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def joined(cls, parts: Iterable[Outcome]) -> Outcome:
+        """The parts of one experiment as one outcome."""
+        known = list(parts)
+        runs, faults, rows = (sum(getattr(p, n) for p in known) for n in ("runs", "faults", "rows"))
+        return cls(runs, faults, rows, tuple(said for part in known for said in part.findings))
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,13 @@ def test_running_again_does_only_what_is_missing(jobs: Jobs) -> None:
     assert (first.summary.done, second.summary.done, third.summary.done) == (1, 2, 2)
     assert second.progress.session_done == 1
     assert third.progress.session_done == 0
+    # As a run leaves it that is killed after its last row, and as the next one ends it.
+    record_file = jobs.folder / "out/run.json"
+    killed = {**json.loads(record_file.read_text()), "state": "running", "done": 1}
+    record_file.write_text(json.dumps(killed))
+    jobs.run(manifest)
+    ended = json.loads(record_file.read_text())
+    assert (ended["state"], ended["done"], ended["failed"]) == ("done", 2, 0)
     assert (image.stat().st_mtime_ns, image.read_bytes()) == before
     assert set(rows_of(first.output)) == {"a", "b"}
 

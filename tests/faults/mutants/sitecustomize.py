@@ -2,7 +2,7 @@
 
 Python imports this file when it starts with this folder on PYTHONPATH; Ray's workers inherit both.
 `FAULTS_MUTANT` names one function here, which changes a module of the package right after that is
-imported. A new mutation is a new function under `@of(module)`, and a line in `tests/faults/noticed.py`.
+imported. A new mutation is a function under `@of(module)`, and a line in `tests/faults/noticed.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import time
+from copy import copy
 from importlib.abc import MetaPathFinder
 from typing import TYPE_CHECKING, Any
 
@@ -53,11 +54,9 @@ def no_retry(storage: Any) -> None:
     kept = storage.Storage._tried
 
     def once(self: Any, verb: str, name: str, work: Callable[[], Any]) -> Any:
-        patience, self.patience = self.patience, -1.0
-        try:
-            return kept(self, verb, name, work)
-        finally:
-            self.patience = patience
+        hasty = copy(self)
+        hasty.patience = -1.0
+        return kept(hasty, verb, name, work)
 
     storage.Storage._tried = once
 
@@ -82,6 +81,142 @@ def no_read_back(storage: Any) -> None:
         return True
 
     storage.Storage._create = create
+
+
+@of("pnp_batch.storage")
+def failures_are_absences(storage: Any) -> None:
+    """A file that cannot be asked for counts as one that is not there."""
+    asked = storage.Storage._info
+
+    def info(self: Any, name: str) -> Any:
+        hasty = copy(self)
+        hasty.patience = -1.0
+        try:
+            return asked(hasty, name)
+        except storage.StorageUnavailable:
+            return None
+
+    storage.Storage._info = info
+
+
+@of("pnp_batch.results")
+def results_trusted(results: Any) -> None:
+    """Result files are read without a look at their digest."""
+
+    class AnyName(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+    named = results._part_name
+    results._part_name = lambda data: AnyName(named(data))
+
+
+@of("pnp_batch.latents")
+def latents_trusted(latents: Any) -> None:
+    """Whatever opens as a cache entry is used."""
+
+    def get(self: Any, key: str) -> Any:
+        data = self.storage.read_if_there(self.name(key))
+        try:
+            return None if data is None else latents.load(data)[latents.TENSOR]
+        except (latents.SafetensorError, KeyError):
+            self.damaged += 1
+            return None
+
+    latents.LatentCache.get = get
+
+
+@of("pnp_batch.lease")
+def no_lease(lease: Any) -> None:
+    """Whoever asks for the lease has it."""
+
+    def acquired(output: Any, wait: bool, waiting: Any) -> Any:
+        mine = lease.Holder.this_process()
+        output.write(lease.NAME, lease._body(mine))
+        return lease.Lease(output, mine, waited=False)
+
+    lease._acquired = acquired
+
+
+@of("pnp_batch.attempts")
+def no_attempts(attempts: Any) -> None:
+    """Whatever died before is tried again together."""
+    verdict = attempts.Verdict
+    attempts.Attempts.verdict = lambda self, names: verdict(together=tuple(names))
+
+
+@of("pnp_batch.sink")
+def record_first(sink: Any) -> None:
+    """The record is written before the images that it names."""
+    kept = sink.write
+
+    class Late:
+        """Keeps images back until the record is written."""
+
+        def __init__(self, storage: Any) -> None:
+            self.storage, self.late = storage, []
+
+        def write(self, name: str, data: bytes) -> None:
+            if name.startswith("images/"):
+                self.late.append((name, data))
+            else:
+                self.storage.write(name, data)
+
+    def write(table: Any, storage: Any, *rest: Any) -> Any:
+        late = Late(storage)
+        recorded = kept(table, late, *rest)
+        time.sleep(1)
+        for name, data in late.late:
+            storage.write(name, data)
+        return recorded
+
+    sink.write = write
+
+
+@of("pnp_batch.job")
+def no_anti_join(job: Any) -> None:
+    """A resumed run does everything again."""
+    job._todo = lambda asked, there, only_failed: asked
+
+
+@of("pnp_batch.execution")
+def no_drain(execution: Any) -> None:
+    """What is in flight is not waited for."""
+    execution.Execution.draining = property(lambda self: 1e9 if self._stopping else 0.0)
+
+
+@of("pnp_batch.engine")
+def no_padding(engine: Any) -> None:
+    """Batches have the shape of what is left to do."""
+    kept = engine.pack
+
+    def pack(rows: Any) -> Any:
+        for grid in kept(rows):
+            yield engine._tight([row for row in grid.cells if row is not None])
+
+    engine.pack = pack
+
+
+@of("pnp_batch.record")
+def environment_recorded(record: Any) -> None:
+    """The versions in `run.json` come with the environment."""
+    kept = record.versions
+    record.versions = lambda: {**kept(), **os.environ}
+
+
+@of("pnp_batch.job")
+def pixels_in_driver(job: Any) -> None:
+    """The driver holds as many bytes for each row as a small picture has."""
+    kept = job.with_places
+
+    def with_places(rows: Any, batch_size: int) -> Any:
+        job.held = [os.urandom(32 * 32 * 3) for _ in range(len(rows))]
+        return kept(rows, batch_size)
+
+    job.with_places = with_places
 
 
 class _AfterImport(MetaPathFinder):
