@@ -7,10 +7,15 @@ the long form, call k = 1..K of real runs fails in every way.
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
+from pnp_batch import cluster, pipeline
+from pnp_batch.config import RunConfig
+from pnp_batch.errors import JobError
 from pnp_batch.storage import Storage
 from tests.faults import jobs, noticed, proxy, servers
 from tests.faults.oracle import Expectation, judge, row_ids
@@ -28,7 +33,10 @@ MIXTURE = (
     Fault(Kind.ERROR, share=0.07, seed=5),
     Fault(Kind.LATE, share=0.05, seed=6, seconds=0.5),
 )
-TURNS = (Kind.RESET, Kind.LOST, Kind.TRUNCATED, Kind.SLOW_DOWN, Kind.ERROR, Kind.HANG)
+STORES = {"moto": servers.moto, "seaweedfs": servers.seaweedfs}
+TURNS = (Kind.RESET, Kind.LOST, Kind.TRUNCATED, Kind.SLOW_DOWN, Kind.ERROR)
+# A call that is never answered costs half a minute: only one in so many hangs.
+HANGING = 8
 
 
 def experiment(folder: Path, long: bool) -> Outcome:
@@ -37,8 +45,7 @@ def experiment(folder: Path, long: bool) -> Outcome:
     parts += [replaced(folder), once(folder)]
     if long:
         parts.append(mixture(folder / "weed", servers.seaweedfs()))
-        parts += [turns(folder / "turns moto", servers.moto())]
-        parts += [turns(folder / "turns weed", servers.seaweedfs())]
+        parts += [noticed.outcome(f"storage_calls:turns:{name}", folder) for name in STORES]
     return Outcome.joined(parts)
 
 
@@ -65,43 +72,60 @@ def once(folder: Path) -> Outcome:
 
 def mixture(folder: Path, server: AbstractContextManager[servers.Server]) -> Outcome:
     """A real run in which about every third call of the store fails in some way."""
-    return _runs(folder, server, [MIXTURE])
-
-
-def turns(folder: Path, server: AbstractContextManager[servers.Server]) -> Outcome:
-    """A run without faults counts its calls; then runs in which call k = 1..K fails, each way."""
-    return _runs(folder, server, None)
-
-
-def _runs(
-    folder: Path,
-    server: AbstractContextManager[servers.Server],
-    plans: list[tuple[Fault, ...]] | None,
-) -> Outcome:
-    """Runs one after another, each into an output of its own and under its plan."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = jobs.manifest(folder / "manifest.parquet", ROWS)
-    findings: list[str] = []
-    number = harmed = 0
     with server as real, proxy.running(real.store.endpoint) as faulty:
+        faulty.use(*MIXTURE)
+        place = Prefix(real.store, "p3")
         through = real.store.at(faulty.endpoint)
-        coming = [()] if plans is None else plans
-        while coming:
-            faulty.forget()
-            faulty.use(*coming[0])
-            place = Prefix(real.store, f"p3/{number}")
-            uri = real.store.uri(f"p3/{number}")
-            code, told = jobs.Job(manifest, uri, FLAGS, through.environ(), place).run()
-            faulty.use()
-            found = judge(place, Expectation(row_ids(manifest), may_fail=()))
-            if code or "Traceback" in told:
-                found.insert(0, f"exit code {code}: {told[-300:]}")
-            shown = " and ".join(f"{fault.kind} {fault.calls or ''}".strip() for fault in coming[0])
-            findings += [f"{shown or 'no fault'}: {said}" for said in found]
-            harmed += sum(bool(record.faults) for record in faulty.records())
-            if plans is None and number == 0:
-                calls = range(1, len(faulty.records()) + 1)
-                coming += [(Fault(kind, calls=(k,)),) for k in calls for kind in TURNS]
-            del coming[0]
-            number += 1
-    return Outcome(number, harmed, number * ROWS, tuple(findings))
+        job = jobs.Job(manifest, real.store.uri("p3"), FLAGS, through.environ(), place)
+        code, told = job.run()
+        harmed = sum(bool(record.faults) for record in faulty.records())
+        findings = judge(place, Expectation(row_ids(manifest), may_fail=()))
+    if code or "Traceback" in told:
+        findings.insert(0, f"exit code {code}: {told[-300:]}")
+    return Outcome(1, harmed, ROWS, tuple(findings))
+
+
+def turns(folder: Path, name: str) -> Outcome:
+    """A run without faults counts its calls; then runs in which call k = 1..K fails, each way.
+
+    All in this process and on one Ray, as they are hundreds.
+    """
+    manifest = jobs.manifest(folder / f"{name}.parquet", 4)
+    with STORES[name]() as real, proxy.running(real.store.endpoint) as faulty:
+        os.environ.update(real.store.at(faulty.endpoint).environ())
+        with cluster.connected(None, workers=1):
+            turn = partial(_turn, real.store, faulty, manifest)
+            findings = turn(0, ())
+            calls = len(faulty.records())
+            coming = [(Fault(kind, calls=(k,)),) for k in range(1, calls + 1) for kind in TURNS]
+            coming += [(Fault(Kind.HANG, calls=(k,)),) for k in range(1, calls + 1, HANGING)]
+            for number, faults in enumerate(coming, 1):
+                findings += turn(number, faults)
+    runs = 1 + len(coming)
+    return Outcome(runs, len(coming), 4 * runs, tuple(findings))
+
+
+def _turn(
+    store: servers.Store,
+    faulty: proxy.Proxy,
+    manifest: Path,
+    number: int,
+    faults: tuple[Fault, ...],
+) -> list[str]:
+    """One run under one fault, into an output of its own."""
+    place = Prefix(store, f"turn/{number}")
+    config = RunConfig(str(manifest), store.uri(f"turn/{number}"), method="copy", workers=1)
+    faulty.forget()
+    faulty.use(*faults)
+    shown = " ".join(f"{fault.kind} of call {fault.calls}" for fault in faults) or "no fault"
+    try:
+        code = pipeline.run(config).exit_code
+    except JobError as error:
+        return [f"{shown}: {error}"]
+    finally:
+        faulty.use()
+    found = judge(place, Expectation(row_ids(manifest), may_fail=()))
+    found += [f"exit code {code}"] if code else []
+    return [f"{shown}: {said}" for said in found]
