@@ -305,6 +305,21 @@ def build(
     return RunConfig(**merged)
 
 
+def command(config: RunConfig) -> list[str]:
+    """The arguments of `pnp-batch` that run this job, with the flags that are not defaults."""
+    words = ["run", config.manifest, "--output", config.output]
+    for name in OPTIONS:
+        value = getattr(config, name)
+        if value == default_of(name):
+            continue
+        if isinstance(value, bool):
+            words.append(flag(name))
+        else:
+            for part in value if isinstance(value, tuple) else (value,):
+                words += [flag(name), f"{part}"]
+    return words
+
+
 def shaping(config: RunConfig) -> dict[str, Any]:
     """The settings that shape a picture, resolved where that needs no model."""
     values = {name: getattr(config, name) for name in SHAPING}

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from pnp_batch.config import fingerprint
+from pnp_batch.config import RunConfig, fingerprint
 from pnp_batch.errors import InvalidConfig, OutputMismatch
 from pnp_batch.storage import Storage, StorageUnavailable
 
@@ -53,6 +53,10 @@ class Record:
     def fingerprint(self) -> str:
         """A short hash of `settings`."""
         return fingerprint(self.settings)
+
+    def as_config(self, output: str) -> RunConfig:
+        """The job as it was asked for, with its output where it is found now."""
+        return RunConfig(**{**self.config, "output": output})
 
 
 def duration(seconds: float) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from pnp_batch import record, results
+from pnp_batch import config, record, results
 from pnp_batch.record import Record
 from pnp_batch.results import Failure
 from pnp_batch.storage import Storage
@@ -23,6 +24,7 @@ class Status:
     Attributes:
         state: `running`, `done`, `interrupted`, `stopped`, `broken`; `stalled` if a run says that
             it runs but has written nothing for a minute.
+        command: what runs the job again, or the rest of it.
         rate: rows a second of the latest run, None before it has any.
         eta_seconds: time left at that rate, None when it does not run.
     """
@@ -37,6 +39,7 @@ class Status:
     started_at: str
     updated_at: str
     failures: tuple[Failure, ...]
+    command: str
 
     @property
     def missing(self) -> int:
@@ -72,6 +75,7 @@ def status(uri: str) -> Status:
         started_at=there.started_at,
         updated_at=there.updated_at,
         failures=summary.failures,
+        command=shlex.join(["pnp-batch", *config.command(there.as_config(uri))]),
     )
 
 

@@ -236,3 +236,17 @@ def test_credentials_in_a_uri_are_refused_before_they_reach_a_record(field):
         built(**{field: "s3://key:s3cret@bucket/out"})
     assert "s3cret" not in str(refused.value)
     built(**{field: "abfs://container@account.dfs.core.windows.net/out"})
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_command_of_a_job_says_the_same_job(name):
+    from pnp_batch.cli.run import run
+
+    job = built(**{name: OTHER[name]})
+    words = config.command(job)
+    assert words[:4] == ["run", "m.csv", "--output", "out"]
+    given = run.make_context("run", words[1:]).params
+    given.pop("as_json")
+    given.pop("config_file")
+    assert config.build({k: v for k, v in given.items() if v not in (None, ())}, environ={}) == job
+    assert config.command(built()) == words[:4]

@@ -129,7 +129,9 @@ def test_status_reads_an_output_while_it_is_written(
         config, {"steps": 1}, rows=5, started_at=now, updated_at="2026-01-01T00:00:00+00:00"
     )
     record.write(output, late)
-    assert told(capsys, "status", output.uri)["state"] == "stalled"
+    stalled = told(capsys, "status", output.uri)
+    assert stalled["state"] == "stalled"
+    assert stalled["command"].endswith(f" --output {output.uri}")
 
 
 def test_methods_lists_every_method_with_its_parameters(

@@ -21,6 +21,7 @@ import pytest
 import pnp_batch
 from pnp_batch import record, results
 from pnp_batch.cli import COMMANDS
+from pnp_batch.config import RunConfig
 from pnp_batch.storage import Storage
 
 if TYPE_CHECKING:
@@ -250,7 +251,8 @@ def test_light_commands_import_neither_torch_nor_ray(command, manifest):
 
 def test_status_imports_neither_torch_nor_ray(tmp_path):
     output = Storage(str(tmp_path))
-    record.write(output, record.Record(config={}, settings={}, rows=2))
+    job = RunConfig(manifest="m.csv", output=output.uri).as_dict()
+    record.write(output, record.Record(config=job, settings={}, rows=2))
     done = [{"row_id": "a", "status": "ok", "output": "images/0/a.png"}]
     results.write(output, pa.Table.from_pylist(done, results.schema(pa.schema([]))))
     assert probe("status", tmp_path) == {"code": 0, "heavy": []}

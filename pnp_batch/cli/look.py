@@ -43,6 +43,7 @@ def validate(manifest: str, images: bool, as_json: bool, **given: Any) -> None:
 @common
 def status(output: str, as_json: bool) -> None:
     """Show how far the output at URI is, also while a run is writing it."""
+    from pnp_batch import record
     from pnp_batch import status as library
 
     found = library.status(output)
@@ -55,8 +56,10 @@ def status(output: str, as_json: bool) -> None:
     lines.append(f"started {found.started_at}, last written {found.updated_at}")
     lines += failures(found.failures)
     if found.state == library.STALLED:
-        lines.append("nothing was written for a minute: if the run is dead, run its command again")
-    if found.failed:
+        lines.append("nothing was written for a minute: the run may be dead")
+    if found.missing and found.state != record.RUNNING:
+        lines.append(f"next: {found.command}")
+    elif found.failed:
         lines.append(f"next: pnp-batch retry {output}")
     answer("\n".join(lines), {**asdict(found), "missing": found.missing}, as_json=as_json)
 

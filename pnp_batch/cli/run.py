@@ -28,8 +28,8 @@ def run(as_json: bool, **given: Any) -> int:
 @common
 def retry(output: str, as_json: bool) -> int:
     """Run the failed rows of the output at URI again, with the same job."""
-    settings = {**record.of_run(output).config, "output": output}
-    return _translate(config.RunConfig(**settings), as_json=as_json, only_failed=True)
+    there = record.of_run(output)
+    return _translate(there.as_config(output), as_json=as_json, only_failed=True)
 
 
 @click.command()
