@@ -186,15 +186,18 @@ class Storage:
 
     def _tried(self, verb: str, name: str, work: Callable[[], T]) -> T:
         """Does one idempotent piece of work, again and again until `patience` is spent."""
-        ends, pause = time.monotonic() + self.patience, FIRST_PAUSE
+        ends, pause, attempts = time.monotonic() + self.patience, FIRST_PAUSE, 0
         while True:
+            attempts += 1
             try:
                 return work()
             except storage_errors() as error:
                 if isinstance(error, FileNotFoundError) and verb != "write":
                     raise  # where it is written to, it is the bucket that does not exist
                 lasting = self.is_local or isinstance(error, lasting_errors())
-                if lasting or time.monotonic() + pause > ends:
+                # A call that hangs may take longer than the patience of who only looks.
+                over = attempts > 1 and time.monotonic() + pause > ends
+                if lasting or over:
                     raise self._unavailable(verb, name, error) from error
             time.sleep(random.uniform(0.5, 1.0) * pause)  # spread, so that no crowd comes back
             pause = min(2 * pause, LONGEST_PAUSE)
