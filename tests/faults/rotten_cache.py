@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 from random import Random
 
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from pnp_batch import Translator
@@ -89,7 +91,10 @@ def _filled(folder: Path) -> tuple[Path, Folder, Path]:
     pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
     translator = Translator.load(str(model), cache=str(reference))
     prompts = [row["prompt"] for row in rows]
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)  # as the run's one actor, for the same bytes
     translator.translate(pictures, prompts, steps=STEPS, batch_size=BATCH)
+    torch.set_num_threads(before)
     return manifest, Folder(reference), model
 
 

@@ -54,9 +54,19 @@ def no_retry(storage: Any) -> None:
     kept = storage.Storage._tried
 
     def once(self: Any, verb: str, name: str, work: Callable[[], Any]) -> Any:
-        hasty = copy(self)
+        hasty, failures = copy(self), []
         hasty.patience = -1.0
-        return kept(hasty, verb, name, work)
+
+        def done_once() -> Any:
+            if failures:  # another attempt fares as the first one did
+                raise failures[0]
+            try:
+                return work()
+            except Exception as failure:
+                failures.append(failure)
+                raise
+
+        return kept(hasty, verb, name, done_once)
 
     storage.Storage._tried = once
 
