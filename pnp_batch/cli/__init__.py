@@ -25,6 +25,7 @@ COMMANDS = {
     "validate": "pnp_batch.cli.look",
     "retry": "pnp_batch.cli.run",
     "status": "pnp_batch.cli.look",
+    "report": "pnp_batch.cli.look",
     "gc": "pnp_batch.cli.look",
     "methods": "pnp_batch.cli.look",
     "doctor": "pnp_batch.cli.look",

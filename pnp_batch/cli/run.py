@@ -38,13 +38,14 @@ def retry(output: str, as_json: bool) -> int:
 def demo(output: str, as_json: bool) -> int:
     """Translate eight embedded pictures with the embedded model, and show them."""
     from pnp_batch.demo import demo_config
+    from pnp_batch.report.page import write_report
     from pnp_batch.report.sheet import write_sheet
 
     job_config = demo_config(output)
     code = _translate(job_config, as_json=as_json, next_command=not as_json)
     if code == 0:
-        sheet = write_sheet(job_config)
-        click.echo(f"look at {sheet}", err=as_json)
+        for made in (write_sheet(job_config), write_report(job_config.output)):
+            click.echo(f"look at {made}", err=as_json)
     return code
 
 
