@@ -38,7 +38,7 @@ ROWS, LONG_ROWS, ROUNDS = 3_000, 400, 3
 HASTE = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_failure_threshold": "5",
+    "RAY_health_check_failure_threshold": "10",
 }
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
 NODE_FLAGS = ("--num-cpus", "4", "--object-store-memory", str(2**28))
@@ -67,12 +67,11 @@ def lost_midway(folder: Path, rows: int, flags: tuple[str, ...]) -> Outcome:
         flags = (*flags, "--address", address)
         job = jobs.Job(manifest, str(folder / "output"), flags, environ)
         with job.started() as running:
-            there = running.wait_for_rows(1)
-            working = [_has(node, jobs.TRANSLATOR) for node in nodes]
-            if working != [1, 1]:
-                findings.append(f"the nodes have {working} workers: {running.told()}")
+            running.wait_for_rows(1)
+            if not _both_work(running, nodes):
+                findings.append(f"the work did not spread: {running.told()}")
             _kill(nodes[1])
-            if not there < len(row_ids(manifest)):
+            if len(jobs.recorded(job.seen)) == len(row_ids(manifest)):
                 findings.append("the run had ended before the node was lost")
             code = running.wait()
             findings += [f"the run ended with {code}: {running.told()}"] if code else []
@@ -80,6 +79,15 @@ def lost_midway(folder: Path, rows: int, flags: tuple[str, ...]) -> Outcome:
     if "copy" in flags and not findings:
         findings += of_copies(manifest, job.seen)
     return Outcome(1, 1, pq.read_metadata(manifest).num_rows, tuple(findings))
+
+
+def _both_work(running: jobs.Running, nodes: list[Node]) -> bool:
+    """Waits until each node has a worker; False if the run ends before that."""
+    while running.driver.poll() is None:
+        if [_has(node, jobs.TRANSLATOR) for node in nodes] == [1, 1]:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @contextmanager

@@ -40,9 +40,10 @@ translator.translate(pictures, [row["prompt"] for row in rows], steps=2, batch_s
 
 
 def experiment(folder: Path, long: bool) -> Outcome:
-    """One output and one cache; in the long form real runs with one cache, on stores too."""
-    parts = [one_output(folder / "output"), inverters(folder / "inverters", 2)]
+    """One output; in the long form one cache too, for processes and real runs, and on stores."""
+    parts = [one_output(folder / "output")]
     if long:
+        parts += [inverters(folder / "inverters", 2)]
         parts += [one_output(folder / "moto", servers.moto())]
         parts += [one_output(folder / "weed", servers.seaweedfs())]
         parts += [one_cache(folder / f"{count} jobs", count) for count in (2, 4)]
