@@ -144,6 +144,11 @@ class Grid(Generic[R]):
     cells: tuple[R | None, ...]
 
     @property
+    def rows(self) -> list[R]:
+        """The rows in it."""
+        return [row for row in self.cells if row is not None]
+
+    @property
     def slots(self) -> list[list[R]]:
         """For each image of the shape, its rows."""
         share = self.shape.share

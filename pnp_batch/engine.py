@@ -95,15 +95,14 @@ class Engine:
             One outcome a row, in the order of the batches.
         """
         for grid in pack(rows):
-            present = [row for row in grid.cells if row is not None]
-            if not begin(present):
+            if not begin(grid.rows):
                 return
-            yield from self._fitting(_tight(present) if tight else grid)
+            yield from self._fitting(_tight(grid.rows) if tight else grid)
 
     def _fitting(self, grid: Grid[Row]) -> Iterator[Outcome]:
         """Runs a batch; when memory runs out, its halves; what else fails, each row alone."""
         begun = time.perf_counter()
-        rows = [row for row in grid.cells if row is not None]
+        rows = grid.rows
         try:
             outcomes = list(self._batch(grid))
         except (torch.AcceleratorError, JobError):
@@ -124,7 +123,7 @@ class Engine:
     def _halves(self, grid: Grid[Row]) -> list[Grid[Row]]:
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        rows = [row for row in grid.cells if row is not None]
+        rows = grid.rows
         middle = max(1, len(rows) // 2)
         return [_tight(half) for half in (rows[:middle], rows[middle:]) if half]
 

@@ -17,7 +17,7 @@ _FEATURE_SITE = "up_blocks[1].resnets[1]"
 # Decoder layers 4-11, in execution order: the last one ends the guidance branch.
 _ATTENTION_SITES = [f"up_blocks[{n // 3}].attentions[{n % 3}].attn1" for n in range(4, 12)]
 # What all Stable Diffusion 1.x and 2.x models have in common, and what the walk relies on.
-_LAYOUT: dict[str, Any] = {
+LAYOUT: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
@@ -128,13 +128,13 @@ def unet_flops(config: Mapping[str, Any], resolution_latent: int, tokens: int) -
 def _walk_unet(config: Mapping[str, Any], side: int, tokens: int) -> dict[str, int]:
     _check_layout(config)
     widths = config.get("block_out_channels", (320, 640, 1280, 1280))
-    layers = _LAYOUT["layers_per_block"]
+    layers = LAYOUT["layers_per_block"]
     text = (tokens, config.get("cross_attention_dim", 1280))
     walk = _Walk(side, config.get("in_channels", 4), time_width=4 * widths[0], text=text)
     walk.product(1, widths[0] + walk.time_width, walk.time_width)  # time embedding, two layers
     walk.conv(widths[0])
     skips = [(walk.channels, walk.side)]
-    for block, kind in enumerate(_LAYOUT["down_block_types"]):
+    for block, kind in enumerate(LAYOUT["down_block_types"]):
         for layer in range(layers):
             walk.resnet(f"down_blocks[{block}].resnets[{layer}]", widths[block])
             if kind.startswith("CrossAttn"):
@@ -148,7 +148,7 @@ def _walk_unet(config: Mapping[str, Any], side: int, tokens: int) -> dict[str, i
     walk.transformer("mid_block.attentions[0]")
     walk.resnet("mid_block.resnets[1]", widths[-1])
 
-    for block, kind in enumerate(_LAYOUT["up_block_types"]):
+    for block, kind in enumerate(LAYOUT["up_block_types"]):
         for layer in range(layers + 1):
             walk.channels += skips.pop()[0]
             walk.resnet(f"up_blocks[{block}].resnets[{layer}]", widths[-1 - block])
@@ -191,7 +191,7 @@ def vae_flops(config: Mapping[str, Any], resolution: int) -> tuple[float, float]
 
 
 def _check_layout(config: Mapping[str, Any]) -> None:
-    for key, usual in _LAYOUT.items():
+    for key, usual in LAYOUT.items():
         found = config.get(key, usual)
         if (tuple(found) if isinstance(found, list) else found) != usual:
             raise InvalidModel(

@@ -68,10 +68,6 @@ class LatentCache:
         """The file of an entry, relative to the cache."""
         return f"{key[:2]}/{key}.safetensors"
 
-    def has(self, key: str) -> bool:
-        """True when there is an entry, sound or not."""
-        return self.storage.exists(self.name(key))
-
     def get(self, key: str) -> np.ndarray | None:
         """The trajectory (steps, C, h, w) of a key, or None when there is none to be trusted."""
         data = self.storage.read_if_there(self.name(key))

@@ -227,7 +227,7 @@ def _resolved(job: Job) -> tuple[Work, int, float]:
             probe = _has_bfloat16.options(num_gpus=share).remote()
             dtype = "bfloat16" if ray.get(probe) else "float16"
     work = Work(
-        output=Storage(config.output, config.storage_patience),
+        output=job.output,
         cache=Storage(config.cache_uri, config.storage_patience),
         model=job.model,
         device=device,

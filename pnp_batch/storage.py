@@ -44,7 +44,7 @@ TEMPORARY = ".tmp-"
 TEMPORARY_SECONDS = 3600.0
 T = TypeVar("T")
 
-__all__ = ["Storage", "StorageUnavailable", "absolute", "is_local", "storage_errors"]
+__all__ = ["Storage", "StorageUnavailable", "absolute", "is_local"]
 
 
 class StorageUnavailable(JobError):
@@ -168,9 +168,10 @@ class Storage:
         """Removes the temporary files that killed writers have left; stores have none."""
         if not self.is_local:
             return
-        for name, written in self.listing().items():
-            if posixpath.basename(name).startswith(TEMPORARY) and _is_abandoned(name, written):
-                self.delete(name)
+        for path in Path(self.path("")).rglob(f"{TEMPORARY}*"):
+            with contextlib.suppress(FileNotFoundError):  # its writer lives, and has just ended
+                if _is_abandoned(path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC)):
+                    path.unlink()
 
     def _info(self, name: str) -> dict[str, Any] | None:
         # Not fsspec's `exists`: it takes every failure for an absence.

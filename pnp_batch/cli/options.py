@@ -57,8 +57,8 @@ def image_limits(command: F) -> F:
 
 def _flag(name: str, option: Option) -> Callable[[F], F]:
     default = config.default_of(name)
+    told = option.help[0].upper() + option.help[1:] + "."
     if option.type is bool:
-        told = option.help[0].upper() + option.help[1:] + "."
         return click.option(config.flag(name), name, is_flag=True, default=None, help=told)
     shown = "" if default in (None, "", ()) else f"  [default: {default}]"
     return click.option(
@@ -68,7 +68,7 @@ def _flag(name: str, option: Option) -> Callable[[F], F]:
         metavar=option.metavar or None,
         multiple=isinstance(default, tuple),
         default=None,
-        help=option.help[0].upper() + option.help[1:] + "." + shown,
+        help=told + shown,
     )
 
 

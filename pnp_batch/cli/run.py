@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -76,9 +75,7 @@ def _translate(
     }
     answer(_told(result, next_command), body, as_json=as_json)
     if result.exit_code == EXIT_INTERRUPTED:
-        click.echo("error: interrupted, what was in flight is recorded", err=True)
-        again = shlex.join(["pnp-batch", *sys.argv[1:]])
-        click.echo(f"hint: to go on, run: {again}", err=True)
+        raise pipeline.Interrupted("interrupted, what was in flight is recorded")
     if result.exit_code == EXIT_TOO_MANY_FAILED:
         share = f"{result.summary.failed} of {result.total} rows failed"
         click.echo(f"error: {share}, more than --max-failed {job_config.max_failed:g}", err=True)

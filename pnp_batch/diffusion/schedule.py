@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from pnp_batch.errors import InvalidConfig, InvalidModel
-
-PREDICTIONS = ("epsilon", "v_prediction")
+from pnp_batch.models.check import PREDICTIONS
 
 
 @dataclass(frozen=True)

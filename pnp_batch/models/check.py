@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pnp_batch.errors import InvalidModel
+from pnp_batch.flops import LAYOUT
 
 # What a translation loads, and so what the digest covers; a safety checker or a README is not it.
 CONFIGS = {
@@ -36,10 +37,6 @@ SIZES = (
 )
 LARGEST_HEADER = 100 * 2**20
 UNET = "UNet2DConditionModel"
-# The decoder whose layers Plug-and-Play numbers: four blocks of three, the last three with
-# attention.
-UP_BLOCKS = ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3]
-LAYERS_PER_BLOCK = 2
 PREDICTIONS = ("epsilon", "v_prediction")
 LAYOUT_HINT = "use a Stable Diffusion 1.x or 2.x text-to-image model"
 
@@ -79,10 +76,12 @@ def _check_layout(configs: Mapping[str, Mapping[str, Any]], name: str) -> None:
     """Refuses other families than Stable Diffusion 1.x and 2.x, and parts of different models."""
     unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
     scheduler = configs["scheduler"].get("prediction_type", "epsilon")
+    up_blocks, layers = list(LAYOUT["up_block_types"]), LAYOUT["layers_per_block"]
     wanted = (
         ("unet", "_class_name", unet.get("_class_name", UNET), UNET),
-        ("unet", "up_block_types", unet.get("up_block_types", UP_BLOCKS), UP_BLOCKS),
-        ("unet", "layers_per_block", unet.get("layers_per_block", 2), LAYERS_PER_BLOCK),
+        # The decoder whose layers Plug-and-Play numbers: four blocks of three.
+        ("unet", "up_block_types", unet.get("up_block_types", up_blocks), up_blocks),
+        ("unet", "layers_per_block", unet.get("layers_per_block", layers), layers),
         ("unet", "addition_embed_type", unet.get("addition_embed_type"), None),
         ("unet", "in_channels", unet["in_channels"], unet.get("out_channels", 4)),
         ("vae", "latent_channels", vae.get("latent_channels", 4), unet["in_channels"]),

@@ -103,8 +103,8 @@ class Translate:
 
         named = {row.row_id: row for row in rows}
         verdict = ray.get(self._control.verdict.remote(list(named)))
-        again = len(named) - len(verdict.together)
-        self._control.add.remote({"again": again})
+        if again := len(named) - len(verdict.together):
+            self._control.add.remote({"again": again})
         yield from self._given_up(named, verdict)
         tries = [([named[name]], False) for name in verdict.alone]
         tries += [([named[name]], True) for name in verdict.last]

@@ -98,7 +98,8 @@ def two_nodes() -> Iterator[tuple[str, dict[str, str], list[Node]]]:
     token.touch(0o600)
     token.write_text(secrets.token_hex(32))
     environ = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    environ |= {"RAY_USAGE_STATS_ENABLED": "0", **HASTE}
+    # A private Ray keeps to loopback by a setting that nodes of a cluster must not inherit.
+    environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", "RAY_USAGE_STATS_ENABLED": "0", **HASTE}
     (port,) = free_ports(1)
     address = f"127.0.0.1:{port}"
     head = ("--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir")

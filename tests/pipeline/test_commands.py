@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,7 +30,7 @@ def test_run_prints_one_json_object_and_its_progress_elsewhere(
         [{"row_id": name, "image": f"{name}.png", "prompt": "x"} for name in "ab"]
     )
     output = str(jobs.folder / "out")
-    flags = ["--output", output, "--model", str(jobs.model), "--steps", "3", "--workers", "1"]
+    flags = ["--output", output, "--model", str(jobs.model), "--method", "copy", "--workers", "1"]
     assert call("run", manifest, *flags, "--json") == 0
     captured = capsys.readouterr()
     body = json.loads(captured.out)
@@ -114,38 +110,6 @@ def test_wrong_calls_end_in_two_lines_and_the_right_code(
     assert told in error
     assert hint.startswith("hint: ")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.timeout(600)
-def test_ctrl_c_records_what_is_in_flight_and_the_same_command_goes_on(jobs: Jobs) -> None:
-    rows = []
-    for number in range(8):
-        jobs.picture(f"{number}.png", number)
-        rows.append({"row_id": f"r{number}", "image": f"{number}.png", "prompt": "x"})
-    manifest, output = jobs.manifest(rows), str(jobs.folder / "out")
-    flags = ["--model", str(jobs.model), "--steps", "30", "--workers", "1", "--batch-size", "1"]
-    command = [sys.executable, "-m", "pnp_batch", "run", manifest, "--output", output, *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        _wait_for(lambda: bool(list((jobs.folder / "out").glob("results/*.parquet"))), process)
-        process.send_signal(signal.SIGINT)
-        told = process.stderr.read()
-        assert process.wait(timeout=60) == 130, told
-    assert told.strip().splitlines()[-1].startswith("hint: to go on, run: pnp-batch run ")
-    begun = rows_of(output)
-    assert 0 < len(begun) < len(rows)
-    assert {row["status"] for row in begun.values()} == {"ok"}
-    result = jobs.run(manifest, output, steps=30, batch_size=1)
-    assert result.progress.session_done == len(rows) - len(begun)
-    assert set(rows_of(output)) == {row["row_id"] for row in rows}
-
-
-def _wait_for(condition: object, process: subprocess.Popen[str], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert process.poll() is None, "the run ended too early"
-        assert time.monotonic() < deadline, "the run records nothing"
-        time.sleep(0.2)
 
 
 def test_demo_translates_its_pictures_and_draws_them(
