@@ -21,7 +21,7 @@ from PIL import Image
 
 from pnp_batch import Translator
 from pnp_batch.diffusion.schedule import make_schedule
-from pnp_batch.report.sheet import Group, draw_sheet
+from pnp_batch.report.sheet import Drawn, draw_sheet
 from pnp_batch.training import data
 from pnp_batch.training.influence import influence
 from pnp_batch.world import benchmark, compare, draw
@@ -83,7 +83,7 @@ def main(model: str, device: str, sheet: str | None, as_json: bool, **numbers: A
     pictures[TARGET] = [_through_vae(translator, target) for target in targets]
     if sheet:
         shown = zip(cases, sources, pictures[PNP], targets, strict=True)
-        groups = [Group(s, ((c.prompt, made), ("true target", t))) for c, s, made, t in shown]
+        groups = [Drawn(s, ((c.prompt, made), ("true target", t))) for c, s, made, t in shown]
         draw_sheet(groups[:SHOWN]).save(sheet)
     scores = {way: _scored(cases, shown) for way, shown in pictures.items()}
     report = _report(scores, numbers, _model_alone(translator, numbers["drawings"]))

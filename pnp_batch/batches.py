@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
-DEFAULT_BATCH_SIZE = 8
+DEFAULT_BATCH_SIZE = 10
 # Rows with other values in any of these cannot share a UNet batch.
 RECIPE = ("method", "pnp_f_t", "pnp_attn_t", "strength")
 R = TypeVar("R", bound="Packable")
@@ -64,60 +64,93 @@ class Place:
 PLACE = tuple(field.name for field in fields(Place))
 
 
-def with_places(rows: pa.Table, batch_size: int) -> pa.Table:
-    """Adds to each row its place, as columns named as the fields of `Place`.
+@dataclass(frozen=True)
+class Places:
+    """The places of many rows: for each field of `Place` an int32 array."""
 
-    An image's share is the largest number of rows it has over its recipes, so that its inversion
-    has one shape however often the image is used. Images of one share are spread evenly over as
-    few batches as possible, which keeps the padding small.
+    images: np.ndarray
+    share: np.ndarray
+    slot: np.ndarray
+    number: np.ndarray
+
+    def of(self, rows: np.ndarray) -> Places:
+        """The places of some rows, by index."""
+        return Places(*(getattr(self, name)[rows] for name in PLACE))
+
+    def on(self, table: pa.Table) -> pa.Table:
+        """A table of these rows with their places as columns."""
+        for name in PLACE:
+            table = table.append_column(name, pa.array(getattr(self, name)))
+        return table
+
+
+def places(image: np.ndarray, recipe: np.ndarray, batch_size: int) -> Places:
+    """Gives each row its place.
+
+    An image's share is the largest number of rows it has over its recipes, in as few equal parts as
+    fit a batch, so that its inversion has one shape however often the image is used. Images of one
+    share are spread evenly over as few batches as possible. Both keep the padding small.
+
+    Args:
+        image, recipe: small integers, equal for rows of one guidance image and of one recipe.
+        batch_size: rows that a batch may hold.
     """
-    image = _codes(rows, ("guidance",))
-    recipe = _codes(rows, ("guidance", *RECIPE))
-    share = np.zeros(image.max() + 1, np.int64)
-    np.maximum.at(share, image, np.bincount(recipe)[recipe])
-    share = np.minimum(share, batch_size)
+    order = np.lexsort((recipe, image))
+    image, recipe = image[order], recipe[order]
+    new_image = np.diff(image, prepend=image[:1] - 1) != 0
+    begins = np.flatnonzero(new_image | (np.diff(recipe, prepend=recipe[:1] - 1) != 0))
+    sizes = np.diff(begins, append=len(image))  # rows of an image and recipe
+    image_of = np.cumsum(new_image[begins]) - 1
+    share = np.zeros(image_of[-1] + 1, np.int64)
+    np.maximum.at(share, image_of, sizes)
+    share = -(-share // -(-share // batch_size))  # ten rows in batches of eight are five and five
     with_share = np.bincount(share)[share]
     batches = -(-with_share // np.maximum(1, batch_size // share))
     images = -(-with_share // batches)
     slot = _ranks(share) % images
-    places = (images[image], share[image], slot[image], _ranks(recipe))
-    for name, values in zip(PLACE, places, strict=True):
-        rows = rows.append_column(name, pa.array(values, pa.int64()))
-    return rows
+    found = [np.empty(len(order), np.int32) for _ in PLACE]
+    for made, values in zip(found, (images, share, slot), strict=False):
+        made[order] = np.repeat(values[image_of].astype(np.int32), sizes)
+    number = np.arange(len(order), dtype=np.int32)
+    number -= np.repeat(begins.astype(np.int32), sizes)
+    found[-1][order] = number
+    return Places(*found)
 
 
-def ordered(rows: pa.Table) -> pa.Table:
-    """Sorts rows so that those of one image are neighbours, and so are images of one share."""
-    image = _codes(rows, ("guidance",))
-    first = np.full(image.max() + 1, len(image))
-    np.minimum.at(first, image, np.arange(len(image)))
-    return rows.take(np.lexsort((np.arange(len(image)), first[image], rows["share"].to_numpy())))
+def with_places(rows: pa.Table, batch_size: int) -> pa.Table:
+    """Adds to each row of a table its place, as columns named as the fields of `Place`."""
+    recipe = np.zeros(len(rows), np.int64)
+    for own in (_codes(rows[name]) for name in RECIPE):
+        recipe = recipe * (own.max() + 1) + own
+    return places(_codes(rows["guidance"]), recipe, batch_size).on(rows)
 
 
-def blocks(rows: pa.Table, wanted: int) -> list[pa.Table]:
-    """Cuts ordered rows into about `wanted` blocks of whole batches.
+def ordered(image: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Indices that sort rows: those of one image are neighbours, and so are images of one share."""
+    first = np.full(int(image.max()) + 1, len(image), np.int32)
+    np.minimum.at(first, image, np.arange(len(image), dtype=np.int32))
+    return np.lexsort((first[image], share))
+
+
+def cuts(image: np.ndarray, share: np.ndarray, images: np.ndarray, wanted: int) -> list[int]:
+    """Where to cut ordered rows into about `wanted` blocks of whole batches, both ends included.
 
     The rows of one image stay in one block, unless they alone are more than a block should hold.
     """
-    target = max(1, -(-len(rows) // max(1, wanted)))
-    image, share, images = (
-        _codes(rows, ("guidance",)),
-        rows["share"].to_numpy(),
-        rows["images"].to_numpy(),
-    )
-    starts = [0, *(np.flatnonzero(np.diff(image)) + 1).tolist(), len(rows)]
-    cuts, held = [0], 0
-    for start, end in itertools.pairwise(starts):
-        begun = cuts[-1]
+    target = max(1, -(-len(image) // max(1, wanted)))
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(image)) + 1, [len(image)]])
+    made, held = [0], 0
+    for start, end in itertools.pairwise(map(int, starts)):
+        begun = made[-1]
         full = start - begun >= target and held % images[start] == 0
         if start > begun and (full or share[start] != share[begun]):
-            cuts.append(start)
+            made.append(start)
             held = 0
         piece = -(-target // int(share[start])) * int(share[start])
-        while end - cuts[-1] >= 2 * piece and cuts[-1] >= start:
-            cuts.append(cuts[-1] + piece)
+        while end - made[-1] >= 2 * piece and made[-1] >= start:
+            made.append(made[-1] + piece)
         held += 1
-    return [rows.slice(a, b - a) for a, b in itertools.pairwise([*cuts, len(rows)])]
+    return [*made, len(image)]
 
 
 class Packable(Protocol):
@@ -185,11 +218,7 @@ def _ranks(codes: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _codes(rows: pa.Table, names: tuple[str, ...]) -> np.ndarray:
-    """One small integer for each distinct combination of values, in order of appearance."""
-    code = np.zeros(len(rows), np.int64)
-    for name in names:
-        encoded = rows[name].combine_chunks().dictionary_encode(null_encoding="encode")
-        own = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        code = np.unique(code * (own.max() + 1) + own, return_inverse=True)[1]
-    return code
+def _codes(values: pa.ChunkedArray) -> np.ndarray:
+    """One small integer for each distinct value, in order of appearance."""
+    encoded = values.combine_chunks().dictionary_encode(null_encoding="encode")
+    return np.asarray(encoded.indices, np.int64)

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -29,12 +28,11 @@ import ray
 from ray.data import DataContext
 
 from pnp_batch.errors import JobError
-from pnp_batch.process import runs
+from pnp_batch.process import temporary_folder
 
 OBJECT_STORE_BYTES = 512 * 2**20
 ACTOR_INIT_DEATHS = 3
 RAY_LISTENER = "ray_listen_error_messages"
-FOLDER_PREFIX = "pnp-"  # short: the paths of sockets below it have a limit
 # Loading and writing need CPUs of their own beside the actors, or the graph may starve.
 SPARE_CPUS = 3
 
@@ -59,7 +57,7 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
         with _without_ray_on_stdout():
             yield
         return
-    folder = None if address else _temporary_folder()
+    folder = None if address else temporary_folder()
     try:
         try:
             with _without_native_stderr():
@@ -79,16 +77,6 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _temporary_folder() -> str:
-    """A folder for a private Ray; those that killed drivers have left are removed on the way."""
-    place = Path(tempfile.gettempdir())
-    for left in place.glob(f"{FOLDER_PREFIX}*"):
-        pid = left.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
-        if pid.isdigit() and not runs(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-")
 
 
 def _start(address: str | None, folder: str | None, workers: int) -> None:

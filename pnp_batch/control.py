@@ -1,7 +1,8 @@
 """Control: the one actor that the driver and the stages talk through.
 
-Progress and attempts come from the stages, a stop flag from the driver. It lives on the driver's
-machine, and nothing in it is needed to resume: if it dies, it begins anew.
+The rows of each block and a stop flag come from the driver, progress and attempts from the stages.
+It lives on the driver's machine, where the rows are, and nothing in it is needed to resume: if it
+dies, it begins anew.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pnp_batch.attempts import Attempts, Verdict
+from pnp_batch.listing import Blocks, RowFile
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,17 @@ class Seen:
 class Control:
     """What the driver and the stages tell each other."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+        self._file = RowFile(blocks.path)
         self._born = uuid.uuid4().hex
         self._counts: Counter[str] = Counter()
         self._attempts = Attempts()
         self._stopped = False
+
+    def rows(self, block: int) -> pa.Table:
+        """The rows of a block."""
+        return self._blocks.rows(self._file, block)
 
     def add(self, counts: Mapping[str, int]) -> None:
         """Adds to the counts."""
@@ -73,7 +82,7 @@ class Control:
         self._attempts.expire(names)
 
 
-def start() -> Any:  # noqa: ANN401 - an actor handle
+def start(blocks: Blocks) -> Any:  # noqa: ANN401 - an actor handle
     """Starts Control on this machine, which the run cannot do without anyway."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return Control.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Control.options(scheduling_strategy=here).remote(blocks)  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """The Ray Data graph at work: prepared rows in, images and results on storage.
 
-    rows to do -> load (CPU tasks) -> Translate (actors with the model) -> Sink (images, results)
+    blocks to do -> load (CPU tasks) -> Translate (actors with the model) -> Sink (images, results)
 
 It runs in a thread of its own, while the main thread watches and takes signals.
 """
@@ -16,21 +16,23 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 import ray
 from ray.data import ActorPoolStrategy
 
 from pnp_batch import control, methods, record, results
-from pnp_batch.batches import blocks, ordered
+from pnp_batch.batches import cuts, ordered
 from pnp_batch.control import Seen
 from pnp_batch.errors import JobError
+from pnp_batch.job import Job
+from pnp_batch.listing import Blocks
 from pnp_batch.stages import Sink, Translate, Work, load
 
 POLL_SECONDS = 0.2
 BLOCKS_A_WORKER = 8
 # What a crash may cost is a block: few rows where each takes the model, more where none does.
 LARGEST_BLOCK, LARGEST_MODEL_BLOCK = 256, 16
+LARGEST_BYTES = 32 * 2**20  # of a block's pixels
 MOST_BLOCKS = 20_000
 
 
@@ -49,8 +51,9 @@ class Execution:
         state: how it ended, one of `record`'s.
     """
 
-    def __init__(self, rows: pa.Table, work: Work, workers: int, gpus_per_worker: float) -> None:
-        self._rows = ordered(rows)
+    def __init__(self, job: Job, work: Work, workers: int, gpus_per_worker: float) -> None:
+        self._needs_model = _needs_model(job)
+        self._blocks = _blocks(job, work, workers, needs_model=self._needs_model)
         self._work = work
         self._workers = workers
         self._gpus_per_worker = gpus_per_worker
@@ -66,7 +69,7 @@ class Execution:
         self._thread = threading.Thread(target=self._run, name="pnp-batch-run", daemon=True)
 
     def __enter__(self) -> Execution:
-        self._control = control.start()
+        self._control = control.start(self._blocks)
         self._thread.start()
         return self
 
@@ -137,13 +140,9 @@ class Execution:
             self.error = _as_job_error(error)
 
     def _execute(self) -> None:
-        needs_model = _needs_model(self._rows)
-        largest = LARGEST_MODEL_BLOCK if needs_model else LARGEST_BLOCK
-        count = len(self._rows)
-        wanted = max(self._workers * BLOCKS_A_WORKER, min(count // largest, MOST_BLOCKS))
-        pieces = blocks(self._rows, wanted)
+        numbers = [{"block": number} for number in range(len(self._blocks))]
         stage = {"work": self._work, "control": self._control}
-        data: ray.data.Dataset = ray.data.from_arrow(pieces)
+        data: ray.data.Dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers))
         # Another share of a CPU than the actors' keeps Ray from fusing loading into them.
         data = data.map_batches(
             load,  # type: ignore[arg-type]  # its other arguments come from fn_kwargs
@@ -155,20 +154,33 @@ class Execution:
         # Ray restarts a dead actor and repeats its block for ever: `attempts` ends that.
         data = data.map_batches(
             Translate,
-            fn_constructor_kwargs={**stage, "preload": needs_model},
+            fn_constructor_kwargs={**stage, "preload": self._needs_model},
             batch_format="pyarrow",
             batch_size=None,
-            compute=ActorPoolStrategy(size=min(self._workers, len(pieces))),
+            compute=ActorPoolStrategy(size=min(self._workers, len(self._blocks))),
             num_cpus=1,
             num_gpus=self._gpus_per_worker or None,
         )
         data.write_datasink(Sink(self._work, self._control), ray_remote_args={"num_cpus": 0.5})
 
 
-def _needs_model(rows: pa.Table) -> bool:
-    known = set(methods.names())
-    used = set(rows.filter(pc.is_null(rows["problem"]))["method"].to_pylist()) & known
+def _needs_model(job: Job) -> bool:
+    usable = job.todo[job.listing.usable[job.todo]]
+    used = {job.listing.recipes[code]["method"] for code in np.unique(job.listing.recipe[usable])}
     return any(methods.get(name).uses_model for name in used)
+
+
+def _blocks(job: Job, work: Work, workers: int, *, needs_model: bool) -> Blocks:
+    """The rows to do in the order and the blocks in which they are done."""
+    pixels = 3 * work.resolution**2
+    largest = LARGEST_MODEL_BLOCK if needs_model else LARGEST_BLOCK
+    largest = max(1, min(largest, LARGEST_BYTES // pixels))
+    todo, image = job.todo, job.listing.guidance
+    todo = todo[ordered(image[todo], job.places.share[todo])]
+    places = job.places.of(todo)
+    wanted = max(workers * BLOCKS_A_WORKER, min(len(todo) // largest, MOST_BLOCKS))
+    ends = cuts(image[todo], places.share, places.images, wanted)
+    return Blocks(job.listing.file.path, todo, places, ends)
 
 
 @contextmanager

@@ -10,16 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pnp_batch import config as configuration
-from pnp_batch import manifest, methods, record, results, rows
-from pnp_batch.batches import DEFAULT_BATCH_SIZE, with_places
+from pnp_batch import manifest, methods, record, results
+from pnp_batch.batches import DEFAULT_BATCH_SIZE, Places, places
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import InvalidConfig, OutputMismatch
+from pnp_batch.listing import Listing
 from pnp_batch.models import ModelFiles, find, is_directory
-from pnp_batch.results import Summary
+from pnp_batch.results import Recorded, Summary
 from pnp_batch.source import SourcePolicy
 from pnp_batch.storage import Storage, absolute
 
@@ -39,9 +40,10 @@ class Job:
         settings: what shapes the pictures; `device` and `dtype` may still be `auto`.
         schema: of the results.
         policy: where guidance images may come from.
-        total: rows asked for.
+        listing: the rows of the manifest.
+        places: of the rows asked for, which are the first ones of the listing.
         recorded: what the output holds of them.
-        todo: the rows to do, each with the shape of its batches.
+        todo: indices of the rows to do.
     """
 
     config: RunConfig
@@ -50,9 +52,15 @@ class Job:
     settings: Mapping[str, Any]
     schema: pa.Schema
     policy: SourcePolicy
-    total: int
+    listing: Listing
+    places: Places
     recorded: Summary
-    todo: pa.Table
+    todo: np.ndarray
+
+    @property
+    def total(self) -> int:
+        """Rows asked for."""
+        return len(self.places.share)
 
 
 def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
@@ -80,12 +88,13 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
     output = Storage(config.output)
     unknown = tuple(name for name in OF_DEVICE if settings[name] == "auto")
     record.refuse_other(output, settings, ignore=unknown)
-    every = rows.expand(read, config, methods.names())
-    there = results.read(output, ["row_id", "status", "error_type", "error_message", "row_hash"])
-    _refuse_foreign(there, every, output)
-    asked = every if config.limit is None else every.slice(0, config.limit)
-    asked = with_places(asked, config.batch_size or DEFAULT_BATCH_SIZE)
-    there = there.filter(pc.is_in(there["row_id"], asked["row_id"].combine_chunks()))
+    every = Listing(read, config, methods.names())
+    there = results.recorded(output)
+    place = _places_of(there, every, output)[: config.limit]
+    asked = np.zeros(len(there) + 1, bool)
+    asked[place] = True
+    recorded = np.append(~there.ok if only_failed else there.ok, False)[place]
+    todo = np.flatnonzero(recorded if only_failed else ~recorded).astype(np.int32)
     return Job(
         config=config,
         output=output,
@@ -93,9 +102,14 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
         settings=settings,
         schema=schema,
         policy=policy(config, read.base),
-        total=len(asked),
-        recorded=results.summarise(there),
-        todo=_todo(asked, there, only_failed=only_failed),
+        listing=every,
+        places=places(
+            every.guidance[: config.limit],
+            every.recipe[: config.limit],
+            config.batch_size or DEFAULT_BATCH_SIZE,
+        ),
+        recorded=there.summary(asked[:-1]),
+        todo=todo,
     )
 
 
@@ -133,30 +147,33 @@ def _check_steps(config: RunConfig, model: ModelFiles) -> None:
             )
 
 
-def _refuse_foreign(there: pa.Table, every: pa.Table, output: Storage) -> None:
-    """An output holds the rows of one manifest: one result for each, and no others."""
+def _places_of(there: Recorded, every: Listing, output: Storage) -> np.ndarray:
+    """Where each listed row is recorded, as an index into `there`; -1 where it is not.
+
+    An output holds the rows of one manifest: one result for each, and no others.
+
+    Raises:
+        OutputMismatch: it holds other rows, or rows that have changed since.
+    """
+    place = np.full(len(every), -1, np.int32)
     if not len(there):
-        return
+        return place
+    near = np.minimum(np.searchsorted(there.ids, every.ids), len(there) - 1)
+    found = there.ids[near] == every.ids
+    place[found] = near[found]
     hint = "use another --output for another manifest"
-    ids = every["row_id"].combine_chunks()
-    foreign = there.filter(pc.invert(pc.is_in(there["row_id"], ids)))
-    if len(foreign):
-        shown = ", ".join(map(repr, foreign["row_id"][:SHOWN].to_pylist()))
+    foreign = np.ones(len(there), bool)
+    foreign[near[found]] = False
+    if foreign.any():
+        shown = ", ".join(map(repr, there.names(np.flatnonzero(foreign), SHOWN)))
         raise OutputMismatch(
-            f"{output.uri} holds {len(foreign)} rows that this manifest does not have: {shown}",
+            f"{output.uri} holds {foreign.sum()} rows that this manifest does not have: {shown}",
             hint,
         )
-    place = pc.index_in(there["row_id"], ids)
-    changed = there.filter(pc.not_equal(there["row_hash"], every["row_hash"].take(place)))
+    changed = near[found & (there.hashes[near] != every.hashes)]
     if len(changed):
-        shown = ", ".join(map(repr, changed["row_id"][:SHOWN].to_pylist()))
+        shown = ", ".join(map(repr, there.names(changed, SHOWN)))
         raise OutputMismatch(
             f"{len(changed)} rows have changed since {output.uri} recorded them: {shown}", hint
         )
-
-
-def _todo(asked: pa.Table, there: pa.Table, *, only_failed: bool) -> pa.Table:
-    status = results.ERROR if only_failed else results.OK
-    matching = there.filter(pc.equal(there["status"], status))["row_id"].combine_chunks()
-    chosen = pc.is_in(asked["row_id"], matching)
-    return asked.filter(chosen if only_failed else pc.invert(chosen))
+    return place

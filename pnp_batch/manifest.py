@@ -1,7 +1,8 @@
-"""The manifest: Parquet, CSV or JSON Lines in, one checked Arrow table out.
+"""The manifest: Parquet, CSV or JSON Lines in, checked Arrow batches of one schema out.
 
 Finds the files, checks names and types, and refuses a bad manifest before anything else happens.
-What a single row says is judged later, in `rows`.
+What a single row says is judged later, in `rows`. Parquet is never in memory as a whole, however
+many rows and images it holds; files of text are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import glob
 import io
 import json
 import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,19 +36,81 @@ IMAGE_TYPE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
 LISTED = "prompt was a list"
 
 
+# A batch has at most so many rows, and with embedded images about so many bytes.
+BATCH_ROWS, BATCH_BYTES = 4_096, 16 * 2**20
+# Of a Parquet column that is read ahead.
+READ_AHEAD = 2**20
+
+
 @dataclass(frozen=True)
 class Manifest:
-    """A checked manifest. `base` is the folder that relative image paths start from."""
+    """A checked manifest.
 
-    table: pa.Table
+    Attributes:
+        schema: of its rows, known columns first brought to one type each.
+        base: the folder that relative image paths start from.
+        uri: where it was found.
+        files: what it is made of.
+    """
+
+    schema: pa.Schema
     base: str
     uri: str
+    files: tuple[_File, ...]
 
     @property
     def extra(self) -> pa.Schema:
         """The columns that are carried into the results untouched."""
         own = (*KNOWN_COLUMNS, LISTED)
-        return pa.schema([f for f in self.table.schema if f.name not in own])
+        return pa.schema([f for f in self.schema if f.name not in own])
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Its rows, a batch at a time.
+
+        Raises:
+            InvalidManifest: a file is damaged, or holds a value that does not fit its column.
+        """
+        empty = self.schema.empty_table()
+        for file in self.files:
+            for table in file.tables():
+                checked = _checked(table, file.where)
+                whole = pa.concat_tables([empty, checked], promote_options="default")
+                yield from whole.select(self.schema.names).combine_chunks().to_batches()
+
+    @property
+    def table(self) -> pa.Table:
+        """All its rows, for those who know that they are few."""
+        return pa.Table.from_batches(self.batches(), self.schema)
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file of a manifest.
+
+    Attributes:
+        where: what messages call it.
+        parsed: its rows as they are, if it is a file of text; else only its schema.
+        count: rows of it.
+        place: the Parquet file, to be read in pieces.
+    """
+
+    where: str
+    parsed: pa.Table
+    count: int
+    place: tuple[Storage, str] | None = None
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Its rows as they are, some at a time."""
+        if self.place is None:
+            for begun in range(0, len(self.parsed), BATCH_ROWS):
+                yield self.parsed.slice(begun, BATCH_ROWS)
+            return
+        storage, name = self.place
+        with _readable(self.where, "parquet"), storage.open(name) as opened:
+            file = pq.ParquetFile(opened, buffer_size=READ_AHEAD)
+            for batch in file.iter_batches(_batch_rows(file.metadata), use_threads=False):
+                batch.validate(full=True)  # text that is not UTF-8 would fail much later
+                yield pa.Table.from_batches([batch])
 
 
 def read(uri: str) -> Manifest:
@@ -56,20 +121,18 @@ def read(uri: str) -> Manifest:
     """
     base, names = _files(uri)
     storage = Storage(base)
-    tables = [
-        _checked(_parse(storage, name), f"{uri}: {name}" if len(names) > 1 else uri)
-        for name in names
-    ]
+    files = tuple(_parse(storage, n, f"{uri}: {n}" if len(names) > 1 else uri) for n in names)
+    schemas = [_checked(file.parsed.slice(0, 0), file.where).schema for file in files]
     try:
-        table = pa.concat_tables(tables, promote_options="default")
+        schema = pa.unify_schemas(schemas)
     except pa.ArrowException as error:
         raise InvalidManifest(
             f"{uri}: its files do not have the same column types: {error}",
             "write them with one schema, or run them one by one",
         ) from error
-    if not table.num_rows:
+    if not sum(file.count for file in files):
         raise InvalidManifest(f"{uri}: no rows", "a manifest needs at least one row")
-    return Manifest(table, storage.uri, uri)
+    return Manifest(schema, storage.uri, uri, files)
 
 
 def _files(uri: str) -> tuple[str, list[str]]:
@@ -110,21 +173,37 @@ def _is_manifest(name: str) -> bool:
     return not hidden and posixpath.splitext(name)[1].lower() in FORMATS
 
 
-def _parse(storage: Storage, name: str) -> pa.Table:
+def _parse(storage: Storage, name: str, told: str) -> _File:
     where = posixpath.join(storage.uri, name)
     kind = FORMATS[posixpath.splitext(name)[1].lower()]
-    try:
-        data = storage.read(name)
+    with _readable(where, kind):
         if kind == "parquet":
-            table = pq.read_table(io.BytesIO(data))
-            table.validate(full=True)  # text that is not UTF-8 would fail much later
-            return table
-        return _parse_csv(data) if kind == "csv" else _parse_jsonl(data, where)
+            with storage.open(name) as opened:
+                file = pq.ParquetFile(opened)
+                schema, count = file.schema_arrow, file.metadata.num_rows
+            return _File(told, schema.empty_table(), count, (storage, name))
+        data = storage.read(name)
+        table = _parse_csv(data) if kind == "csv" else _parse_jsonl(data, where)
+        return _File(told, table, len(table))
+
+
+@contextmanager
+def _readable(where: str, kind: str) -> Iterator[None]:
+    """What goes wrong while a file is read says so."""
+    try:
+        yield
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
         raise InvalidManifest(
             f"{where}: cannot be read as {kind}: {reason}", "check the file"
         ) from error
+
+
+def _batch_rows(file: pq.FileMetaData) -> int:
+    """Rows to read at a time."""
+    groups = [file.row_group(index) for index in range(file.num_row_groups)]
+    size = sum(group.total_byte_size for group in groups) / max(1, file.num_rows)
+    return int(min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, size))))
 
 
 def _parse_csv(data: bytes) -> pa.Table:

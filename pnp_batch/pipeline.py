@@ -150,7 +150,7 @@ def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
     settings = {**job.settings, "device": work.device, "dtype": work.dtype}
     record.refuse_other(job.output, settings)
     journal = _Journal(job, settings)
-    with Execution(job.todo, work, workers, share) as execution:
+    with Execution(job, work, workers, share) as execution:
         for _ in execution.watch():
             progress = _progress(job, begun, execution.phase, execution)
             say(progress)
@@ -194,8 +194,7 @@ def _progress(job: Job, begun: float, phase: str, execution: Execution | None = 
 
 
 def _result(job: Job, state: str, progress: Progress) -> RunResult:
-    table = results.read(job.output, ["row_id", "status", "error_type", "error_message"])
-    summary = results.summarise(table)
+    summary = results.recorded(job.output).summary()
     code = EXIT_INTERRUPTED if state == record.INTERRUPTED else EXIT_OK
     if code == EXIT_OK and summary.failed > job.config.max_failed * job.total:
         code = EXIT_TOO_MANY_FAILED

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 
 from pnp_batch import methods, record, source
 from pnp_batch.batches import RECIPE
@@ -19,10 +18,12 @@ from pnp_batch.errors import RowError
 from pnp_batch.flops import UNetFlops, unet_flops, vae_flops
 from pnp_batch.job import Job, prepare
 from pnp_batch.latents import Inversion, LatentCache
+from pnp_batch.listing import GENERATED
 from pnp_batch.status import measured_rate
 from pnp_batch.storage import Storage
 
 READERS = 8
+AT_A_TIME = 256
 # Achieved TFLOP/s that are assumed where none are given: about a third of a current data-centre
 # GPU in half precision, and one core of a current CPU in single precision.
 ASSUMED_TFLOPS = {"cuda": 150.0, "mps": 3.0, "cpu": 0.05}
@@ -82,8 +83,8 @@ def plan(
     """
     job = prepare(config)
     device, dtype = _device(job)
-    good = job.todo.filter(pc.is_null(job.todo["problem"]))
-    inverted = _inverted(good)
+    good = job.todo[job.listing.usable[job.todo]]
+    inverted = _firsts(job, _encoded(job, good, inverted=True))
     cached = _cached(job, inverted, dtype)
     missing = len(inverted) - cached
     spent = _spending(job, good, missing)
@@ -97,7 +98,7 @@ def plan(
         done=job.recorded.done,
         failed=job.recorded.failed,
         todo=len(job.todo),
-        images=pc.count_distinct(good["guidance"]).as_py(),
+        images=len(_firsts(job, good)),
         inversions_cached=cached,
         inversions_missing=missing,
         unet_evaluations=dict(spent.evaluations),
@@ -139,22 +140,23 @@ def _rate(job: Job, row_tflop: float, device: str, given: float | None) -> tuple
     return ASSUMED_TFLOPS[device] * (job.config.workers or 1), "assumed"
 
 
-def _encoded(rows: pa.Table, *, inverted: bool) -> pa.Table:
-    """The rows whose image is encoded: to be inverted, or as it is."""
+def _encoded(job: Job, rows: np.ndarray, *, inverted: bool) -> np.ndarray:
+    """Of some rows those whose image is encoded: to be inverted, or as it is."""
     known = {name: methods.get(name) for name in methods.names()}
-    kinds = [n for n, method in known.items() if method.uses_model and method.inverts == inverted]
-    given = pc.or_(pc.is_valid(rows["image"]), pc.is_valid(rows["image_bytes"]))
-    return rows.filter(pc.and_(given, pc.is_in(rows["method"], pa.array(kinds))))
+    kinds = {n for n, method in known.items() if method.uses_model and method.inverts == inverted}
+    meant = np.array([recipe["method"] in kinds for recipe in job.listing.recipes])
+    given = job.listing.origin[rows] != GENERATED
+    encoded: np.ndarray = rows[given & meant[job.listing.recipe[rows]]]
+    return encoded
 
 
-def _inverted(rows: pa.Table) -> list[dict[str, Any]]:
-    """One row for each distinct image that is inverted."""
-    columns = ["guidance", "image", "image_bytes", "source_prompt"]
-    wanted = _encoded(rows, inverted=True).select(columns).to_pylist()
-    return list({row["guidance"]: row for row in wanted}.values())
+def _firsts(job: Job, rows: np.ndarray) -> np.ndarray:
+    """Of some rows the first one of each guidance image."""
+    firsts: np.ndarray = rows[np.unique(job.listing.guidance[rows], return_index=True)[1]]
+    return firsts
 
 
-def _cached(job: Job, images: list[dict[str, Any]], dtype: str) -> int:
+def _cached(job: Job, images: np.ndarray, dtype: str) -> int:
     """How many inversions the cache holds; images are opened only if it holds any at all."""
     cache = LatentCache(Storage(job.config.cache_uri))
     held = set(cache.storage.files())
@@ -172,8 +174,12 @@ def _cached(job: Job, images: list[dict[str, Any]], dtype: str) -> int:
         key = inversion.key(image.tobytes(), row["source_prompt"] or "")
         return cache.name(key) in held
 
+    columns, counted = ["image", "image_bytes", "source_prompt"], 0
     with ThreadPoolExecutor(READERS) as readers:
-        return sum(readers.map(found, images))
+        for begun in range(0, len(images), AT_A_TIME):
+            rows = job.listing.file.take(images[begun : begun + AT_A_TIME], columns)
+            counted += sum(readers.map(found, rows.to_pylist()))
+    return counted
 
 
 def _latents(job: Job, side: int) -> int:
@@ -196,21 +202,20 @@ class _Spending:
     tflop: float
 
 
-def _spending(job: Job, rows: pa.Table, inversions: int) -> _Spending:
+def _spending(job: Job, rows: np.ndarray, inversions: int) -> _Spending:
     """Evaluations and FLOPs: inversions, guidance branches, and translated rows."""
     unet, encode, decode = _counted(job)
     steps = job.config.steps
     each = (steps - 1) * (job.config.inversion // steps) + 1
     spent: Counter[str] = Counter({"inversion": inversions * each})
     flop = inversions * (each * unet.full + encode)
-    flop += pc.count_distinct(_encoded(rows, inverted=False)["guidance"]).as_py() * encode
-    generated = pc.and_(pc.is_null(rows["image"]), pc.is_null(rows["image_bytes"]))
-    drawn = pc.count_distinct(rows.filter(generated)["guidance"]).as_py()
+    flop += len(_firsts(job, _encoded(job, rows, inverted=False))) * encode
+    drawn = len(_firsts(job, rows[job.listing.origin[rows] == GENERATED]))
     spent["generated_guidance"] = drawn * 2 * steps
     flop += drawn * (2 * steps * unet.full + decode)
     # q and k of what is injected are not computed in the translated rows, nor is its residual
     # branch; the product of q and k still is.
-    for recipe, count, images in _recipes(rows):
+    for recipe, count, images in _recipes(job, rows):
         method = methods.get(str(recipe["method"]))
         given = {name: recipe[name] for name in RECIPE[1:] if recipe[name] is not None}
         cost = method.cost(steps, given)
@@ -224,22 +229,23 @@ def _spending(job: Job, rows: pa.Table, inversions: int) -> _Spending:
     return _Spending(spent, flop / 1e12)
 
 
-def _recipes(rows: pa.Table) -> list[tuple[dict[str, Any], int, int]]:
+def _recipes(job: Job, rows: np.ndarray) -> list[tuple[dict[str, Any], int, int]]:
     """Each distinct recipe with its number of rows and of guidance branches.
 
     A branch serves the rows of one image that are in one batch.
     """
-    batch = pc.divide(rows["number"], rows["share"])
-    branches = rows.append_column("batch", batch).group_by([*RECIPE, "guidance", "batch"])
-    counted = branches.aggregate([("row_id", "count")]).group_by(list(RECIPE))
-    grouped = counted.aggregate([("row_id_count", "sum"), ("row_id_count", "count")])
-    return [
-        ({name: row[name] for name in RECIPE}, row["row_id_count_sum"], row["row_id_count_count"])
-        for row in grouped.to_pylist()
-    ]
+    found = []
+    for code, recipe in enumerate(job.listing.recipes):
+        own = rows[job.listing.recipe[rows] == code]
+        if len(own):
+            batch = job.places.number[own] // job.places.share[own]
+            batches = int(batch.max()) + 1
+            branches = len(np.unique(job.listing.guidance[own].astype(np.int64) * batches + batch))
+            found.append((recipe, len(own), branches))
+    return found
 
 
-def _published(job: Job, rows: pa.Table) -> float:
+def _published(job: Job, rows: np.ndarray) -> float:
     unet, encode, decode = _counted(job)
     each = (999 + 999 + 3 * 50) * unet.full + encode + decode
     return len(rows) * each / 1e12

@@ -1,13 +1,17 @@
-"""Processes: which machine this is, and whether a process of it still runs."""
+"""Processes: which machine this is, whether one of its processes runs, and a folder for one."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import platform
+import shutil
+import tempfile
 import uuid
 from functools import cache
 from pathlib import Path
+
+FOLDER_PREFIX = "pnp-"  # short: Ray puts sockets below it, whose paths have a limit
 
 
 @cache
@@ -30,3 +34,15 @@ def runs(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def temporary_folder() -> str:
+    """A new folder for this process; those that killed processes have left are removed on the way.
+
+    Whoever asks for it removes it.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        pid = left.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
+        if pid.isdigit() and not runs(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-")

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pnp_batch.config import OPTIONS, RunConfig
-from pnp_batch.errors import InvalidManifest, did_you_mean
+from pnp_batch.errors import did_you_mean
 from pnp_batch.manifest import KNOWN_COLUMNS, LISTED, NUMBER_COLUMNS, Manifest
 
 # The columns of a row before the manifest's own extra ones. `row_hash` tells whether a row has
@@ -47,31 +47,27 @@ SCHEMA = pa.schema(
 # What stands before the name of an extra column, which may be any of ours.
 EXTRA = "extra: "
 SHARES = ("pnp_f_t", "pnp_attn_t", "strength")
-CHUNK = 16_384
-SHOWN = 3
 # One encoder for all values: `json.dumps` would make one for each.
 _json = json.JSONEncoder(sort_keys=True, default=str, ensure_ascii=False).encode
 
 
-def expand(manifest: Manifest, config: RunConfig, methods: Collection[str]) -> pa.Table:
-    """Makes the output rows of a manifest.
+def expand(manifest: Manifest, config: RunConfig, methods: Collection[str]) -> Iterator[pa.Table]:
+    """Makes the output rows of a manifest, some at a time.
 
     Args:
         manifest: the checked manifest.
         config: the job, whose values stand where a row has none of its own.
         methods: the names that a row's `method` may have.
 
-    Returns:
-        A table of `SCHEMA` and the manifest's extra columns, their names behind `EXTRA`.
+    Yields:
+        Tables of `SCHEMA` and the manifest's extra columns, their names behind `EXTRA`.
 
     Raises:
-        InvalidManifest: two rows have one `row_id`.
+        InvalidManifest: a file of it is damaged.
     """
     expansion = _Expansion(config, methods)
-    chunks = manifest.table.to_batches(max_chunksize=CHUNK)
-    table = pa.concat_tables([expansion.rows(chunk, manifest.extra.names) for chunk in chunks])
-    _refuse_duplicates(table["row_id"], manifest.uri)
-    return table
+    for batch in manifest.batches():
+        yield expansion.rows(batch, manifest.extra.names)
 
 
 def derived_seed(job_seed: int, row_id: str) -> int:
@@ -86,8 +82,7 @@ class _Expansion:
     def __init__(self, config: RunConfig, methods: Collection[str]) -> None:
         self._config = config
         self._methods = methods
-        self._identical: Counter[str] = Counter()
-        self._guidance: dict[tuple[str, str, str], str] = {}
+        self._identical = _Repeats()
 
     def rows(self, chunk: pa.RecordBatch, extra: Sequence[str]) -> pa.Table:
         """The output rows of some manifest rows: one each, or one for each entry of a list."""
@@ -115,10 +110,7 @@ class _Expansion:
         own["image_bytes"] = data
         embedded = [None if d is None else _sha256(d) for d in data.to_pylist()]
         hashes = _row_hashes(chunk, prompts, own["image"].to_pylist(), embedded)
-        ids = [
-            given or self._default_id(row_hash)
-            for given, row_hash in zip(own["row_id"].to_pylist(), hashes, strict=True)
-        ]
+        ids = list(self._identified(own["row_id"].to_pylist(), hashes))
         seeds = [
             derived_seed(self._config.seed, row_id) if seed is None else seed
             for seed, row_id in zip(own["seed"].to_pylist(), ids, strict=True)
@@ -132,21 +124,53 @@ class _Expansion:
             own[name] = own[name] if value is None else pc.fill_null(own[name], value)
         prompted = pc.fill_null(own["source_prompt"], "").to_pylist()
         origins = _origins(own["image"].to_pylist(), embedded, seeds)
-        named = [self._named(*origin, text) for origin, text in zip(origins, prompted, strict=True)]
-        own["guidance"] = pa.array(named, pa.string())
+        own["guidance"] = pa.array(map(_named, origins, prompted), pa.string())
         return own
 
-    def _default_id(self, row_hash: str) -> str:
-        before = self._identical[row_hash]
-        self._identical[row_hash] += 1
-        return f"{row_hash[:24]}-{before}" if before else row_hash[:24]
+    def _identified(self, given: list[str | None], hashes: list[str]) -> Iterator[str]:
+        """The ids of manifest rows: their own, or what they say and how often it was said."""
+        nameless = [row_hash for name, row_hash in zip(given, hashes, strict=True) if not name]
+        repeats = iter(self._identical.before(nameless))
+        for name, row_hash in zip(given, hashes, strict=True):
+            if name:
+                yield name
+            else:
+                before = next(repeats)
+                yield f"{row_hash[:24]}-{before}" if before else row_hash[:24]
 
-    def _named(self, kind: str, what: str, source_prompt: str) -> str:
-        """Names a guidance image together with the prompt it is inverted with."""
-        key = (kind, what, source_prompt)
-        if key not in self._guidance:
-            self._guidance[key] = _sha256(json.dumps(key).encode())[:32]
-        return self._guidance[key]
+
+class _Repeats:
+    """Counts identical rows, in eight bytes for each distinct one."""
+
+    def __init__(self) -> None:
+        self._once: list[np.ndarray] = []  # sorted, each about half as long as the one before
+        self._more: Counter[int] = Counter()
+
+    def before(self, hashes: Sequence[str]) -> list[int]:
+        """How often each of these hashes stood before, here and in earlier calls."""
+        short = np.array([int(text[:16], 16) for text in hashes], np.uint64)
+        counts, new = [0] * len(short), set[int]()
+        known = self._known(short)
+        for index, value in enumerate(short.tolist()):
+            if known[index] or value in new:
+                self._more[value] += 1
+                counts[index] = self._more[value]
+            new.add(value)
+        self._add(np.unique(short[~known]))
+        return counts
+
+    def _known(self, values: np.ndarray) -> np.ndarray:
+        known = np.zeros(len(values), bool)
+        for earlier in self._once:
+            place = np.searchsorted(earlier, values)
+            known |= earlier[np.minimum(place, len(earlier) - 1)] == values
+        return known
+
+    def _add(self, values: np.ndarray) -> None:
+        while self._once and len(self._once[-1]) <= 2 * len(values):
+            values = np.union1d(self._once.pop(), values)
+        if len(values):
+            self._once.append(values)
 
 
 @dataclass(frozen=True)
@@ -228,6 +252,11 @@ def _row_hashes(
     return [_sha256(text.encode())[:32] for text in texts]
 
 
+def _named(origin: tuple[str, str], source_prompt: str) -> str:
+    """Names a guidance image together with the prompt it is inverted with."""
+    return _sha256(json.dumps([*origin, source_prompt]).encode())[:32]
+
+
 def _origins(
     images: list[str | None], embedded: list[str | None], seeds: list[int]
 ) -> Iterator[tuple[str, str]]:
@@ -276,23 +305,3 @@ def _unknown(method: str, methods: Collection[str]) -> str:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _refuse_duplicates(ids: pa.ChunkedArray, where: str) -> None:
-    counts = pc.value_counts(ids.combine_chunks())
-    if len(counts) == len(ids):
-        return
-    names = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-    first = [name.as_py() for name in names[:SHOWN]]
-    places = [
-        f"{name!r} in rows " + ", ".join(map(str, _places(ids, name)[:SHOWN])) for name in first
-    ]
-    raise InvalidManifest(
-        f"{where}: row_id is not unique: {len(names)} of them stand twice: " + "; ".join(places),
-        "make row_id unique, or leave the column out",
-    )
-
-
-def _places(ids: pa.ChunkedArray, name: str) -> list[int]:
-    found: list[int] = pc.indices_nonzero(pc.equal(ids, name)).to_pylist()
-    return found

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image
@@ -18,6 +21,8 @@ from pnp_batch.storage import Storage
 
 # The columns of the results that are known only here.
 ADDED = ("output", "sha256", "recorded_at")
+# A store answers after many milliseconds, and a disk syncs as slowly; many images wait at once.
+WRITERS = 16
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 # Names that Windows keeps for devices, whatever their ending.
@@ -49,16 +54,10 @@ def write(table: pa.Table, storage: Storage, image_format: str, schema: pa.Schem
     Returns:
         The rows as recorded.
     """
-    written: dict[str, list[str | None]] = {"output": [], "sha256": []}
-    for row in table.select(["row_id", "pixels", "width", "height"]).to_pylist():
-        name = digest = None
-        if row["pixels"] is not None:
-            picture = Image.frombytes("RGB", (row["width"], row["height"]), row["pixels"])
-            encoded = source.encode(picture, image_format)
-            name, digest = image_name(row["row_id"], image_format), _sha256(encoded)
-            storage.write(name, encoded)
-        written["output"].append(name)
-        written["sha256"].append(digest)
+    rows = table.select(["row_id", "pixels", "width", "height"]).to_pylist()
+    with ThreadPoolExecutor(WRITERS) as writers:
+        made = list(writers.map(lambda row: _written(row, storage, image_format), rows))
+    written = {name: [told[name] for told in made] for name in ("output", "sha256")}
     now = pa.array([datetime.now(UTC)] * len(table), pa.timestamp("us", "UTC"))
     columns = {**written, "recorded_at": now}
     recorded = pa.table(
@@ -74,5 +73,12 @@ def write(table: pa.Table, storage: Storage, image_format: str, schema: pa.Schem
     return recorded
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _written(row: Mapping[str, Any], storage: Storage, image_format: str) -> dict[str, str | None]:
+    """Writes the image of a row, if there is one; its name and digest."""
+    if row["pixels"] is None:
+        return {"output": None, "sha256": None}
+    picture = Image.frombytes("RGB", (row["width"], row["height"]), row["pixels"])
+    encoded = source.encode(picture, image_format)
+    name = image_name(row["row_id"], image_format)
+    storage.write(name, encoded)
+    return {"output": name, "sha256": hashlib.sha256(encoded).hexdigest()}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from datetime import UTC, datetime
-
-import pyarrow as pa
+from datetime import UTC, datetime, timedelta
 
 from pnp_batch import config, record, results
 from pnp_batch.record import Record
-from pnp_batch.results import Failure
+from pnp_batch.results import Failure, Recorded
 from pnp_batch.storage import Storage
 
 SILENT_SECONDS = 60.0
@@ -55,10 +53,9 @@ def status(uri: str) -> Status:
     """
     output = Storage(uri)
     there = record.of_run(uri)
-    columns = ["row_id", "status", "error_type", "error_message", "recorded_at"]
-    table = results.read(output, columns)
-    summary = results.summarise(table)
-    rate = _rate(there, table)
+    recorded = results.recorded(output)
+    summary = recorded.summary()
+    rate = _rate(there, recorded)
     state = there.state
     silent = (datetime.now(UTC) - datetime.fromisoformat(there.updated_at)).total_seconds()
     if state == record.RUNNING and silent > SILENT_SECONDS:
@@ -82,11 +79,12 @@ def status(uri: str) -> Status:
 def measured_rate(output: Storage) -> float | None:
     """Rows a second of the latest run of an output, its start included; None without any."""
     there = record.read(output)
-    return _rate(there, results.read(output, ["recorded_at"])) if there else None
+    return _rate(there, results.recorded(output)) if there else None
 
 
-def _rate(there: Record, recorded: pa.Table) -> float | None:
+def _rate(there: Record, recorded: Recorded) -> float | None:
     started = datetime.fromisoformat(there.started_at)
-    times = [time for time in recorded["recorded_at"].to_pylist() if time and time >= started]
-    span = (max(times) - started).total_seconds() if times else 0.0
-    return len(times) / span if span > 0 else None
+    since = (started - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
+    times = recorded.times[recorded.times >= since]
+    seconds = (times.max() - since) / 1e6 if len(times) else 0.0
+    return float(len(times) / seconds) if seconds > 0 else None

@@ -1,4 +1,4 @@
-"""Files at a root, local or in an object store, read whole and written whole.
+"""Files at a root, local or in an object store, written whole and read whole or in pieces.
 
 In: a folder or any fsspec URI. Out: `Storage`, whose writes are atomic: a reader sees the old
 bytes or the new ones. An exception inside an open remote file would publish what was written so
@@ -15,6 +15,7 @@ import base64
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import posixpath
 import random
@@ -23,7 +24,7 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
@@ -38,6 +39,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 CALL_SECONDS, BYTES_A_SECOND = 30.0, 250_000
 # Larger files are sent in parts, which take no checksum of the whole.
 LARGEST_CHECKED = 50 * 2**20
+# Of a file that is read in pieces.
+PIECE = 4 * 2**20
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TEMPORARY = ".tmp-"
 # The oldest that a temporary file of a living writer can be.
@@ -107,6 +110,19 @@ class Storage:
             return self.read(name)
         except FileNotFoundError:
             return None
+
+    def open(self, name: str) -> BinaryIO:
+        """A file to be read in pieces, each tried again as `read` is. Raises as `read` does."""
+        if self.is_local:
+            return self._tried("read", name, lambda: Path(self.path(name)).open("rb"))
+        return io.BufferedReader(_Pieces(self, name), PIECE)
+
+    def read_piece(self, name: str, start: int, end: int) -> bytes:
+        """Some bytes of a file. Raises as `read` does."""
+        data: bytes = self._tried(
+            "read", name, lambda: self._call("cat_file", name, start=start, end=end)
+        )
+        return data
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file whole or not at all, replacing what is there."""
@@ -229,6 +245,35 @@ class Storage:
                 raise
             return there == data
         return True
+
+
+class _Pieces(io.RawIOBase):
+    """A remote file as Python's own buffered reader wants it."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self._storage, self._name = storage, name
+        self._size, self._at = storage.size(name), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - anything with a buffer
+        end = min(self._at + len(buffer), self._size)
+        if end <= self._at:
+            return 0
+        data = self._storage.read_piece(self._name, self._at, end)
+        if len(data) != end - self._at:
+            raise OSError(f"{self._storage.uri}/{self._name} became shorter while it was read")
+        buffer[: len(data)] = data
+        self._at = end
+        return len(data)
 
 
 def _written_at(info: dict[str, Any]) -> datetime:

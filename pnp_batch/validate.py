@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.compute as pc
+import numpy as np
 
-from pnp_batch import methods, results, rows, source
+from pnp_batch import methods, results, source
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import InvalidRow, RowError
 from pnp_batch.job import policy
+from pnp_batch.listing import EMBEDDED, GENERATED, LINKED, Listing
 from pnp_batch.manifest import read
 from pnp_batch.results import Failure
 from pnp_batch.source import SourcePolicy
 
 READERS = 8
+AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
@@ -61,37 +64,34 @@ def validate(config: RunConfig, *, images: bool = False) -> Validation:
     """
     manifest = read(config.manifest)
     results.schema(manifest.extra)
-    table = rows.expand(manifest, config, methods.names())
-    columns = ["row_id", "guidance", "image", "problem"]
-    listed = table.select(columns).append_column("embedded", pc.is_valid(table["image_bytes"]))
-    records = listed.to_pylist()
-    distinct = {row["guidance"]: row for row in records}
-    failed: dict[str, RowError] = {}
+    listing = Listing(manifest, config, methods.names())
+    firsts = np.sort(np.unique(listing.guidance, return_index=True)[1])
+    failed: dict[int, RowError] = {}
     if images:
-        failed = _opened(table, policy(config, manifest.base))
+        failed = _opened(listing, firsts, policy(config, manifest.base))
+    origins = np.bincount(listing.origin[firsts], minlength=3)
     return Validation(
-        rows=len(records),
-        images=len(distinct),
-        embedded=sum(row["embedded"] for row in distinct.values()),
-        linked=sum(not r["embedded"] and r["image"] is not None for r in distinct.values()),
-        generated=sum(not r["embedded"] and r["image"] is None for r in distinct.values()),
+        rows=len(listing),
+        images=len(firsts),
+        embedded=int(origins[EMBEDDED]),
+        linked=int(origins[LINKED]),
+        generated=int(origins[GENERATED]),
         extra=tuple(manifest.extra.names),
-        bad=_failures(records, failed),
-        opened=len(distinct) if images else None,
+        bad=_failures(_bad(listing, failed)),
+        opened=len(firsts) if images else None,
     )
 
 
-def _opened(table: Any, allowed: SourcePolicy) -> dict[str, RowError]:  # noqa: ANN401 - Arrow
-    """What is wrong with each guidance image that cannot be used."""
-    wanted = table.filter(pc.is_null(table["problem"]))
-    failed: dict[str, RowError] = {}
-    seen: set[str] = set()
+def _opened(listing: Listing, firsts: np.ndarray, allowed: SourcePolicy) -> dict[int, RowError]:
+    """What is wrong with each guidance image that cannot be used, by the image's number."""
+    failed: dict[int, RowError] = {}
     with ThreadPoolExecutor(READERS) as readers:
-        for batch in wanted.select(["guidance", "image", "image_bytes"]).to_batches(1024):
-            new = {r["guidance"]: r for r in batch.to_pylist() if r["guidance"] not in seen}
-            seen |= set(new)
-            errors = readers.map(lambda row: _problem(row, allowed), new.values())
-            failed |= {k: e for k, e in zip(new, errors, strict=True) if e is not None}
+        for begun in range(0, len(firsts), AT_A_TIME):
+            own = firsts[begun : begun + AT_A_TIME]
+            rows = listing.file.take(own, ["image", "image_bytes"]).to_pylist()
+            errors = readers.map(lambda row: _problem(row, allowed), rows)
+            found = zip(listing.guidance[own].tolist(), errors, strict=True)
+            failed |= {image: error for image, error in found if error is not None}
     return failed
 
 
@@ -105,21 +105,22 @@ def _problem(row: Mapping[str, Any], allowed: SourcePolicy) -> RowError | None:
     return None
 
 
-def _failures(records: list[dict[str, Any]], failed: Mapping[str, RowError]) -> tuple[Failure, ...]:
+def _failures(bad: Iterable[tuple[str, str, str]]) -> tuple[Failure, ...]:
     counts: Counter[str] = Counter()
     examples: dict[str, tuple[str, str]] = {}
-    for kind, row_id, message in _bad(records, failed):
+    for kind, row_id, message in bad:
         counts[kind] += 1
         examples.setdefault(kind, (row_id, message))
     return tuple(Failure(kind, count, *examples[kind]) for kind, count in counts.most_common())
 
 
-def _bad(
-    records: list[dict[str, Any]], failed: Mapping[str, RowError]
-) -> Iterator[tuple[str, str, str]]:
-    for row in records:
-        if row["problem"] is not None:
-            yield InvalidRow.__name__, row["row_id"], row["problem"]
-        elif row["guidance"] in failed:
-            error = failed[row["guidance"]]
-            yield type(error).__name__, row["row_id"], str(error)
+def _bad(listing: Listing, failed: Mapping[int, RowError]) -> Iterator[tuple[str, str, str]]:
+    """Kind of failure, id and message of each bad row."""
+    images = iter(listing.guidance.tolist()) if failed else itertools.repeat(-1)
+    for chunk in listing.file.chunks(["row_id", "problem"]):
+        rows = (chunk[name].to_pylist() for name in ("row_id", "problem"))
+        for row_id, problem, image in zip(*rows, images, strict=False):
+            if problem is not None:
+                yield InvalidRow.__name__, row_id, problem
+            elif image in failed:
+                yield type(failed[image]).__name__, row_id, str(failed[image])

@@ -42,7 +42,7 @@ def jsonl(path, *rows):
 
 def refusal(uri):
     with pytest.raises(InvalidManifest) as refused:
-        manifest.read(uri)
+        _ = manifest.read(uri).table
     assert refused.value.exit_code == EXIT_INVALID
     assert refused.value.hint
     assert "\n" not in str(refused.value)

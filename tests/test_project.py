@@ -46,7 +46,7 @@ FLOORS = (
             "rows",
             "batches",
         ),
-        *("results", "record", "attempts"),
+        *("digest", "listing", "parts", "recorded", "results", "record", "attempts"),
     ),
     ("flops", "world", "source", "models", "latents"),
     (

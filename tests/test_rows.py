@@ -12,7 +12,6 @@ import pytest
 
 from pnp_batch import manifest
 from pnp_batch.config import RunConfig
-from pnp_batch.errors import InvalidManifest
 from pnp_batch.rows import EXTRA, SCHEMA, derived_seed, expand
 
 METHODS = ("pnp", "sdedit")
@@ -32,7 +31,8 @@ def rows_of(tmp_path):
 
 def expanded(path, **config):
     read = manifest.read(str(path))
-    return expand(read, RunConfig(manifest=str(path), output="out", **config), METHODS)
+    job = RunConfig(manifest=str(path), output="out", **config)
+    return pa.concat_tables(expand(read, job, METHODS))
 
 
 def row(**values):
@@ -118,19 +118,6 @@ def test_a_null_among_lists_of_prompts_has_an_id_of_its_own_row(tmp_path):
         assert "prompt is null or empty" in null["problem"]
         found.append(sorted(ids(made)))
     assert found[0] == found[1]
-
-
-def test_an_id_that_stands_twice_is_refused_with_its_first_places(rows_of):
-    rows = [row(row_id=name) for name in ("a", "b", "a", "c", "b", "d", "d", "e", "e")]
-    with pytest.raises(InvalidManifest, match="row_id is not unique: 4 of them") as refused:
-        rows_of(rows)
-    assert "'a' in rows 0, 2; 'b' in rows 1, 4; 'd' in rows 5, 6" in str(refused.value)
-    assert "'e'" not in str(refused.value)
-
-
-def test_ids_may_not_collide_after_lists_are_spread_either(rows_of):
-    with pytest.raises(InvalidManifest, match="'a-1'"):
-        rows_of([row(row_id="a", prompt=["x", "y"]), row(row_id="a-1")])
 
 
 def test_seeds_follow_from_the_job_and_the_id_and_not_from_the_order(rows_of):
@@ -253,10 +240,13 @@ def test_extra_columns_follow_their_rows_with_their_types(tmp_path):
         assert carried.combine_chunks().equals(values.take(pa.array([0, 0, 1])))
 
 
-def test_a_manifest_of_many_chunks_is_expanded_in_its_order(tmp_path):
-    count = 9000
-    table = pa.table({"image": ["a"] * count, "prompt": ["x"] * count, "n": list(range(count))})
-    pq.write_table(table, tmp_path / "m.parquet", row_group_size=1000)
+def test_a_manifest_of_many_batches_is_expanded_in_its_order(tmp_path):
+    count = 40_000
+    said = [f"x{n % 19_000}" for n in range(count)]  # said twice or thrice, in different batches
+    pq.write_table(pa.table({"image": ["a"] * count, "prompt": said}), tmp_path / "m.parquet")
     made = expanded(tmp_path / "m.parquet")
-    assert made[EXTRA + "n"].to_pylist() == list(range(count))
-    assert len(set(made["row_id"].to_pylist())) == count
+    names = made["row_id"].to_pylist()
+    assert made["prompt"].to_pylist() == said
+    assert names[19_000:38_000] == [f"{name}-1" for name in names[:19_000]]
+    assert names[38_000:] == [f"{name}-2" for name in names[:2_000]]
+    assert len(set(names)) == count

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pnp_batch import config, record
+from pnp_batch.cli.last_words import last_words
 from pnp_batch.cli.options import answer, common, configured, failures, job
 from pnp_batch.errors import EXIT_INTERRUPTED, EXIT_TOO_MANY_FAILED
 from pnp_batch.record import duration
@@ -57,7 +58,8 @@ def _translate(
 ) -> int:
     from pnp_batch import pipeline, progress
 
-    with progress.shown() as listener:
+    died = "the run's process was killed, or Ray's own processes were; what is recorded stays"
+    with last_words(died, "run the same command again to go on"), progress.shown() as listener:
         result = pipeline.run(job_config, listener, only_failed=only_failed)
     body = {
         "output": result.output,

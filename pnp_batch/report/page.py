@@ -8,22 +8,17 @@ page. What a manifest says is text on it, never markup.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pnp_batch import methods, record, results, rows, source
-from pnp_batch.config import RunConfig
-from pnp_batch.errors import RowError
-from pnp_batch.job import policy
-from pnp_batch.manifest import read
+from pnp_batch import record, results
+from pnp_batch.report.gallery import LARGEST, Group, gallery
 from pnp_batch.storage import Storage
 
 FOLDER = "report"
 NAME = f"{FOLDER}/index.html"
-LARGEST = 500
 PARAMETERS = (
     *("method", "steps", "inversion_steps", "guidance_scale", "pnp_f_t", "pnp_attn_t"),
     *("strength", "negative_prompt", "seed", "seconds"),
@@ -44,10 +39,10 @@ def write_report(uri: str, largest: int = LARGEST) -> str:
         InvalidConfig: there is no run at `uri`.
     """
     there = record.of_run(uri)
-    output, config = Storage(uri), there.as_config(uri)
-    table = results.read(output)
-    recorded = {row["row_id"]: row for row in table.to_pylist()}
-    summary = results.summarise(table)
+    output = Storage(uri)
+    summary = results.recorded(output).summary()
+    total = summary.done + summary.failed
+    groups = gallery(there.as_config(output.uri), largest)
     pages = Environment(
         loader=PackageLoader("pnp_batch.report", "."), autoescape=True, undefined=StrictUndefined
     )
@@ -55,51 +50,22 @@ def write_report(uri: str, largest: int = LARGEST) -> str:
         uri=output.uri,
         there=asdict(there),
         summary=asdict(summary),
-        total=len(recorded),
-        shown=min(largest, len(recorded)),
-        groups=list(_groups(output, config, recorded, largest).values()),
+        total=total,
+        shown=min(largest, total),
+        groups=[_shown(output, number, group) for number, group in enumerate(groups)],
     )
     output.write(NAME, page.encode())
     return f"{output.uri}/{NAME}"
 
 
-def _groups(
-    output: Storage, config: RunConfig, recorded: Mapping[str, dict[str, Any]], largest: int
-) -> dict[str, dict[str, Any]]:
-    """The first rows by guidance image: its picture, and what was made of it or went wrong."""
-    manifest = read(config.manifest)
-    allowed = policy(config, manifest.base)
-    groups: dict[str, dict[str, Any]] = {}
-    asked = rows.expand(manifest, config, methods.names()).slice(0, largest).to_pylist()
-    for row in asked:
-        done = recorded.get(row["row_id"])
-        if done is None:
-            continue
-        if row["guidance"] not in groups:
-            name = f"{FOLDER}/sources/{len(groups):04d}.png"
-            with_image = _with_source(output, name, row, done["resolution"], config.fit, allowed)
-            groups[row["guidance"]] = {"source": with_image, "image": row["image"], "rows": []}
-        used = {name: done[name] for name in PARAMETERS if done[name] is not None}
-        groups[row["guidance"]]["rows"].append({**done, "used": used})
-    return groups
-
-
-def _with_source(
-    output: Storage,
-    name: str,
-    row: Mapping[str, Any],
-    side: int,
-    fit: str,
-    allowed: source.SourcePolicy,
-) -> str | None:
-    """Writes the guidance image of a row as it went to work; its name, None if there is none."""
-    if row["image"] is None and row["image_bytes"] is None:
-        return None
-    try:
-        image = source.open_image(row["image"], row["image_bytes"], allowed)
-    except RowError:
-        return None  # the row's own error says why
-    buffer = io.BytesIO()
-    source.prepare(image, side, fit).save(buffer, "png")
-    output.write(name, buffer.getvalue())
-    return name.removeprefix(f"{FOLDER}/")
+def _shown(output: Storage, number: int, group: Group) -> dict[str, Any]:
+    """A group as the page wants it; a copy of the guidance image is written beside the page."""
+    name = None
+    if group.source is not None:
+        name = f"sources/{number:04d}.png"
+        buffer = io.BytesIO()
+        group.source.save(buffer, "png")
+        output.write(f"{FOLDER}/{name}", buffer.getvalue())
+    used = [{n: row[n] for n in PARAMETERS if row[n] is not None} for row in group.rows]
+    made = [{**row, "used": own} for row, own in zip(group.rows, used, strict=True)]
+    return {"source": name, "image": group.image, "rows": made}

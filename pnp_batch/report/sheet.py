@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pnp_batch import methods, results, rows, source
 from pnp_batch.config import RunConfig
-from pnp_batch.job import policy
-from pnp_batch.manifest import read
+from pnp_batch.report.gallery import gallery
 from pnp_batch.storage import Storage
 
 NAME = "contact-sheet.png"
@@ -23,7 +23,7 @@ BACKGROUND, INK, FAINT = "#ffffff", "#1c1c1e", "#6b6b70"
 
 
 @dataclass(frozen=True)
-class Group:
+class Drawn:
     """One guidance image and its translations, each with the prompt it followed."""
 
     source: Image.Image
@@ -42,33 +42,24 @@ def write_sheet(config: RunConfig, largest: int = 16) -> str:
     """
     output = Storage(config.output)
     buffer = io.BytesIO()
-    draw_sheet(collect(config, largest)).save(buffer, "png")
+    draw_sheet(list(itertools.islice(_drawable(config, output), largest))).save(buffer, "png")
     output.write(NAME, buffer.getvalue())
     return f"{output.uri}/{NAME}"
 
 
-def collect(config: RunConfig, largest: int) -> list[Group]:
-    """The first guidance images of a job in manifest order, with what was made of them."""
-    output, manifest = Storage(config.output), read(config.manifest)
-    there = results.read(output, ["row_id", "output", "resolution"]).to_pylist()
-    made = {row["row_id"]: row for row in there if row["output"]}
-    allowed = policy(config, manifest.base)
-    groups: dict[str, Group] = {}
-    for row in rows.expand(manifest, config, methods.names()).to_pylist():
-        record = made.get(row["row_id"])
-        missing = row["image"] is None and row["image_bytes"] is None
-        if record is None or missing or (len(groups) >= largest and row["guidance"] not in groups):
-            continue
-        group = groups.get(row["guidance"])
-        if group is None:
-            image = source.open_image(row["image"], row["image_bytes"], allowed)
-            group = Group(source.prepare(image, record["resolution"], config.fit), ())
-        picture = Image.open(io.BytesIO(output.read(record["output"]))).convert("RGB")
-        groups[row["guidance"]] = Group(group.source, (*group.made, (row["prompt"], picture)))
-    return list(groups.values())
+def _drawable(config: RunConfig, output: Storage) -> Iterator[Drawn]:
+    """The guidance images that something was made of."""
+    for group in gallery(config):
+        made = [row for row in group.rows if row["output"]]
+        if group.source is not None and made:
+            yield Drawn(group.source, tuple((r["prompt"], _opened(output, r)) for r in made))
 
 
-def draw_sheet(groups: Sequence[Group]) -> Image.Image:
+def _opened(output: Storage, row: Mapping[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(output.read(row["output"]))).convert("RGB")
+
+
+def draw_sheet(groups: Sequence[Drawn]) -> Image.Image:
     """Draws guidance images with their translations to the right, prompts underneath."""
     across = 1 + max((len(group.made) for group in groups), default=0)
     width, height = across * (CELL + GAP) + GAP, CELL + CAPTION + GAP

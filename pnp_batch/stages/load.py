@@ -1,4 +1,4 @@
-"""The first stage: rows of a block in, the same rows with their guidance images' pixels out."""
+"""The first stage: a block's number in, its rows with their guidance images' pixels out."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ Loaded = tuple[bytes | None, str | None, RowError | None]
 
 
 def load(table: pa.Table, work: Work, control: Any) -> pa.Table:  # noqa: ANN401 - actor handle
-    """Reads, decodes and prepares the guidance images of a block; rows that share one share it.
+    """Reads, decodes and prepares the guidance images of a block, which `table` names by number.
 
     Adds the columns `pixels` (RGB bytes of the working image, null where there is none),
     `source_sha256`, `error_type` and `error_message`: what fails becomes the row's error. After a
     stop nothing is read any more, and the block goes on without rows.
     """
+    table = ray.get(control.rows.remote(table["block"][0].as_py()))
     if ray.get(control.stopped.remote()):
         table = table.slice(0, 0)
     rows = table.select(["row_id", "guidance", "image", "image_bytes", "problem"]).to_pylist()
-    distinct: dict[str, Image] = {}
+    distinct: dict[str, Image] = {}  # rows that share an image share its pixels
     for row in rows:
         if row["problem"] is None:
             distinct.setdefault(row["guidance"], row)

@@ -109,8 +109,8 @@ def failures_are_absences(storage: Any) -> None:
     storage.Storage._info = info
 
 
-@of("pnp_batch.results")
-def results_trusted(results: Any) -> None:
+@of("pnp_batch.parts")
+def results_trusted(parts: Any) -> None:
     """Result files are read without a look at their digest."""
 
     class AnyName(str):
@@ -120,8 +120,8 @@ def results_trusted(results: Any) -> None:
         def __eq__(self, other: object) -> bool:
             return True
 
-    named = results._part_name
-    results._part_name = lambda data: AnyName(named(data))
+    named = parts._name
+    parts._name = lambda data: AnyName(named(data))
 
 
 @of("pnp_batch.latents")
