@@ -76,6 +76,11 @@ class Engine:
         )
         self.origins = Origins(model, self.unet, self.schedule, inversion, cache)
 
+    def prepare(self, rows: Sequence[Row]) -> None:
+        """Finds or makes the origins of rows, which a `translate` of them then remembers."""
+        for grid in pack(rows):
+            self.origins.find(*_led(grid))
+
     def translate(
         self,
         rows: Sequence[Row],
@@ -137,8 +142,7 @@ class Engine:
 
     def _batch(self, grid: Grid[Row]) -> Iterator[Outcome]:
         """Translates one batch."""
-        leaders = [own[0] if own else None for own in grid.slots]
-        method = methods.get(next(row.method for row in leaders if row is not None))
+        leaders, method = _led(grid)
         origins = self.origins.find(leaders, method)
         latents = None
         if method.uses_model:
@@ -195,6 +199,12 @@ class Engine:
             negative=torch.stack([self.model.text(row.negative_prompt) for row in rows]),
             scale=scale,
         )
+
+
+def _led(grid: Grid[Row]) -> tuple[list[Row | None], methods.Method]:
+    """A row for each image of a batch, and the method of all of them."""
+    leaders = [own[0] if own else None for own in grid.slots]
+    return leaders, methods.get(grid.rows[0].method)
 
 
 def _tight(rows: list[Row]) -> Grid[Row]:

@@ -84,7 +84,26 @@ class Translator:
             InvalidConfig: an unknown parameter, or a value out of range.
             RowError: of the kind that `pnp-batch run` would have recorded for the row.
         """
-        config = _config(parameters)
+        engine, rows = self.prepared(images, prompts, _config(parameters))
+        made: dict[str, Image.Image] = {}
+        for outcome in engine.translate(rows):
+            if outcome.image is None:
+                raise ModelError("no picture was made") if outcome.error is None else outcome.error
+            made[outcome.row.row_id] = outcome.image
+        return [
+            made[f"{i}"]
+            if isinstance(entry, str)
+            else [made[f"{i}-{k}"] for k in range(len(entry))]
+            for i, entry in enumerate(prompts)
+        ]
+
+    def prepared(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str | Sequence[str]],
+        config: RunConfig,
+    ) -> tuple[Engine, list[Row]]:
+        """The engine that `translate` uses, and the rows that it gives it. Raises as it does."""
         if len(images) != len(prompts):
             raise InvalidConfig(
                 f"{len(images)} images but {len(prompts)} prompts", "give one entry for each image"
@@ -96,17 +115,7 @@ class Translator:
             resolution=self.model.files.working_resolution(config.resolution),
             cache=self._cache,
         )
-        made: dict[str, Image.Image] = {}
-        for outcome in engine.translate(_rows(images, prompts, config, engine.resolution)):
-            if outcome.image is None:
-                raise ModelError("no picture was made") if outcome.error is None else outcome.error
-            made[outcome.row.row_id] = outcome.image
-        return [
-            made[f"{i}"]
-            if isinstance(entry, str)
-            else [made[f"{i}-{k}"] for k in range(len(entry))]
-            for i, entry in enumerate(prompts)
-        ]
+        return engine, _rows(images, prompts, config, engine.resolution)
 
 
 def _config(parameters: dict[str, Any]) -> RunConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -132,6 +133,27 @@ def test_status_reads_an_output_while_it_is_written(
     stalled = told(capsys, "status", output.uri)
     assert stalled["state"] == "stalled"
     assert stalled["command"].endswith(f" --output {output.uri}")
+
+
+def test_status_measures_the_latest_run_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Storage(str(tmp_path / "out"))
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    config, started = RunConfig("m", output.uri).as_dict(), began.isoformat()
+    there = record.Record(config, {}, rows=9, started_at=started, updated_at=record.now())
+    record.write(output, there)
+    assert told(capsys, "status", output.uri)["rate"] is None
+    seconds = {"before": -5.0, "first": 0.0, "second": 0.5, "last": 2.0}
+    rows = [
+        {"row_id": row_id, "status": "ok", "recorded_at": began + timedelta(seconds=after)}
+        for row_id, after in seconds.items()
+    ]
+    rows.append({"row_id": "sometime", "status": "ok"})
+    results.write(output, pa.Table.from_pylist(rows, results.SCHEMA))
+    found = told(capsys, "status", output.uri)
+    assert (found["done"], found["rate"]) == (5, 1.5)
+    assert found["eta_seconds"] == pytest.approx(4 / 1.5)
 
 
 def test_methods_lists_every_method_with_its_parameters(

@@ -57,7 +57,7 @@ FLOORS = (
     ("methods",),
     ("origins", "engine", "translator", "sink", "job", "evaluation"),
     ("cluster", "control", "stages", "execution", "pipeline", "progress", "report"),
-    ("validate", "status", "gc", "plan", "doctor", "submit", "demo", "training", "cli"),
+    ("validate", "status", "gc", "plan", "bench", "doctor", "submit", "demo", "training", "cli"),
 )
 ORDER = {part: (floor, n) for floor, parts in enumerate(FLOORS) for n, part in enumerate(parts)}
 LIGHT = {*FLOORS[0], "flops"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import itertools
 import shutil
 
 import pyarrow as pa
@@ -13,37 +13,14 @@ from pnp_batch import results
 from pnp_batch.errors import InvalidManifest
 from pnp_batch.results import SCHEMA
 from pnp_batch.storage import Storage, StorageUnavailable
+from tests.records import HISTORY, OUTCOME, shown, table
 
-NOON = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
 EXTRA = pa.schema([("label", pa.string()), ("tags", pa.list_(pa.int8()))])
 
 
 @pytest.fixture
 def output(tmp_path):
     return Storage(str(tmp_path / "out"))
-
-
-def recorded(*rows, schema=SCHEMA):
-    """A table of recorded rows, given as (row_id, status, minutes past noon, other columns)."""
-    dicts = [
-        {
-            "row_id": row_id,
-            "status": status,
-            "recorded_at": NOON + datetime.timedelta(minutes=minutes),
-            **(other[0] if other else {}),
-        }
-        for row_id, status, minutes, *other in rows
-    ]
-    return pa.Table.from_pylist(dicts, schema)
-
-
-def shown(table):
-    """Rows as (row_id, status, minutes past noon), by row_id."""
-    rows = table.select(["row_id", "status", "recorded_at"]).to_pylist()
-    return sorted(
-        (r["row_id"], r["status"], int((r["recorded_at"] - NOON).total_seconds() // 60))
-        for r in rows
-    )
 
 
 def test_an_output_without_results_has_none(output):
@@ -56,49 +33,32 @@ def test_an_output_without_results_has_none(output):
 def test_what_is_recorded_is_read_back(output):
     schema = results.schema(EXTRA)
     extra = {"label": "x", "tags": [1, 2], "width": 512, "seconds": 0.5}
-    table = recorded(("a", "ok", 0, extra), ("b", "error", 1), schema=schema)
-    name = results.write(output, table)
+    written = table(("a", "ok", 0, extra), ("b", "error", 1), schema=schema)
+    name = results.write(output, written)
     assert results.parts(output) == [name]
-    assert results.read(output).equals(table)
+    assert results.read(output).equals(written)
     some = results.read(output, ["label", "row_id"])
     assert some.to_pylist() == [{"label": "x", "row_id": "a"}, {"label": None, "row_id": "b"}]
 
 
 def test_a_file_is_named_by_its_bytes(output):
-    table = recorded(("a", "error", 0), ("b", "ok", 0))
-    first = results.write(output, table)
-    assert results.write(output, table) == first
-    assert results.write(output, recorded(("a", "ok", 1), ("b", "ok", 0))) != first
+    written = table(("a", "error", 0), ("b", "ok", 0))
+    first = results.write(output, written)
+    assert results.write(output, written) == first
+    assert results.write(output, table(("a", "ok", 1), ("b", "ok", 0))) != first
     assert len(results.parts(output)) == 2
     assert shown(results.read(output)) == [("a", "ok", 1), ("b", "ok", 0)]
 
 
-HISTORY = (
-    recorded(("retried", "error", 0), ("twice", "ok", 0), ("failing", "error", 0)),
-    recorded(("retried", "ok", 1)),
-    recorded(("twice", "ok", 2)),
-    recorded(("failing", "error", 3)),
-    recorded(("worse", "ok", 1)),
-    recorded(("worse", "error", 4), ("single", "ok", 0)),
-)
-OUTCOME = [
-    ("failing", "error", 3),
-    ("retried", "ok", 1),
-    ("single", "ok", 0),
-    ("twice", "ok", 2),
-    ("worse", "ok", 1),
-]
-
-
 def test_ok_counts_before_error_and_the_latest_before_earlier_ones(output):
-    for table in HISTORY:
-        results.write(output, table)
+    for part in HISTORY:
+        results.write(output, part)
     assert shown(results.read(output)) == OUTCOME
 
 
 def test_settling_leaves_each_row_in_one_file(output):
-    for table in HISTORY:
-        results.write(output, table)
+    for part in HISTORY:
+        results.write(output, part)
     results.settle(output)
     (name,) = results.parts(output)
     assert shown(pq.read_table(output.path(name))) == OUTCOME
@@ -108,7 +68,7 @@ def test_settling_leaves_each_row_in_one_file(output):
 
 def test_settling_merges_many_small_files(output):
     for n in range(12):
-        results.write(output, recorded((f"{n:02}", "ok", n)))
+        results.write(output, table((f"{n:02}", "ok", n)))
     before = shown(results.read(output))
     results.settle(output)
     assert len(results.parts(output)) == 1
@@ -117,7 +77,7 @@ def test_settling_merges_many_small_files(output):
 
 
 def test_settling_writes_nothing_where_all_is_settled(output):
-    name = results.write(output, recorded(("a", "ok", 0), ("b", "error", 0)))
+    name = results.write(output, table(("a", "ok", 0), ("b", "error", 0)))
     before = output.fs.modified(output.path(name))
     results.settle(output)
     assert output.fs.modified(output.path(name)) == before
@@ -126,19 +86,74 @@ def test_settling_writes_nothing_where_all_is_settled(output):
 def test_large_results_stay_in_files_of_useful_size(output, monkeypatch):
     monkeypatch.setattr(results, "ROWS_A_FILE", 10)
     for n in range(35):
-        results.write(output, recorded((f"{n:02}", "ok", n)))
+        results.write(output, table((f"{n:02}", "ok", n)))
     results.settle(output)
     sizes = [pq.read_metadata(output.path(name)).num_rows for name in results.parts(output)]
     assert sorted(sizes) == [5, 10, 10, 10]
     assert len(results.read(output)) == 35
 
 
-@pytest.mark.parametrize("survivors", [1, 3, 6])
+def test_large_files_are_written_and_read_group_by_group(output, monkeypatch):
+    monkeypatch.setattr(results, "ROWS_A_FILE", 12)
+    monkeypatch.setattr(results, "ROWS_A_GROUP", 4)
+    for n in range(0, 35, 5):
+        results.write(output, table(*((f"{n + i:02}", "ok", i) for i in range(5))))
+    before = results.read(output)
+    results.settle(output)
+    told = [pq.read_metadata(output.path(name)) for name in results.parts(output)]
+    assert sorted((part.num_rows, part.num_row_groups) for part in told) == [
+        *((11, 3), (12, 3), (12, 3))
+    ]
+    monkeypatch.setattr(results, "ROWS_A_FILE", 100)
+    results.settle(output)
+    assert shown(results.read(output)) == shown(before)
+    assert len(results.parts(output)) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_of_records_that_tie_readers_see_the_same_one_before_during_and_after(output, seed):
+    class Watched(Storage):
+        """Notes what a reader sees before each file is deleted."""
+
+        def delete(self, name):
+            seen.append(results.read(output, ["row_id", "output"]).to_pylist())
+            super().delete(name)
+
+    for n in range(5):
+        places = [("tie", "ok", 0, {"output": f"{seed}-{n}"}), (f"alone {n}", "ok", 0)]
+        results.write(output, table(*places))
+    seen = [results.read(output, ["row_id", "output"]).to_pylist()]
+    results.settle(Watched(output.uri))
+    seen.append(results.read(output, ["row_id", "output"]).to_pylist())
+    assert len(seen) == 7
+    ties = {row["output"] for rows in seen for row in rows if row["row_id"] == "tie"}
+    assert len(ties) == 1
+    assert all(len(rows) == 6 for rows in seen)
+
+
+def test_settling_begins_anew_where_another_process_settles(output):
+    class AtOnce(Storage):
+        """Another process settles these results when this one has looked at all of them."""
+
+        def read_if_there(self, name):
+            if next(calls) == len(HISTORY):
+                results.settle(output)
+            return super().read_if_there(name)
+
+    calls = itertools.count()
+    for part in HISTORY:
+        results.write(output, part)
+    results.settle(AtOnce(output.uri))
+    assert len(results.parts(output)) == 1
+    assert shown(results.read(output)) == OUTCOME
+
+
+@pytest.mark.parametrize("survivors", [1, 3, 7])
 def test_a_crash_before_old_files_are_deleted_costs_only_another_settling(
     output, tmp_path, survivors
 ):
-    for table in HISTORY:
-        results.write(output, table)
+    for part in HISTORY:
+        results.write(output, part)
     old = results.parts(output)
     shutil.copytree(tmp_path / "out", tmp_path / "copy")
     results.settle(output)
@@ -164,15 +179,16 @@ def test_a_reader_loses_no_row_while_a_run_settles(output):
                 results.settle(output)
             return names
 
-    for table in HISTORY:
-        results.write(output, table)
+    for part in HISTORY:
+        results.write(output, part)
     assert shown(results.read(SettledMeanwhile(output.uri))) == OUTCOME
 
 
 def test_results_of_different_columns_are_read_together(output):
     with_extra = results.schema(EXTRA)
-    results.write(output, recorded(("a", "ok", 0, {"label": "x"}), schema=with_extra))
-    results.write(output, recorded(("b", "ok", 0)))
+    results.write(output, table(("a", "ok", 0, {"label": "x"}), schema=with_extra))
+    results.write(output, table(("b", "ok", 0)))
+    assert sorted(map(str, results.read(output, ["label"])["label"].to_pylist())) == ["None", "x"]
     results.settle(output)
     assert {r["row_id"]: r["label"] for r in results.read(output).to_pylist()} == {
         "a": "x",
@@ -182,7 +198,7 @@ def test_results_of_different_columns_are_read_together(output):
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
 def test_a_damaged_result_file_is_named(output, tmp_path, keep):
-    name = results.write(output, recorded(("a", "ok", 0)))
+    name = results.write(output, table(("a", "ok", 0)))
     data = output.read(name)
     length = int(len(data) * keep) if isinstance(keep, float) else keep % len(data)
     (tmp_path / "out" / name).write_bytes(data[:length])
@@ -191,7 +207,7 @@ def test_a_damaged_result_file_is_named(output, tmp_path, keep):
 
 
 def test_a_result_file_damaged_anywhere_is_named(output, tmp_path):
-    name = results.write(output, recorded(("a", "ok", 0, {"prompt": "x" * 50}), ("b", "ok", 1)))
+    name = results.write(output, table(("a", "ok", 0, {"prompt": "x" * 50}), ("b", "ok", 1)))
     data = output.read(name)
     for place in range(0, len(data), 61):
         broken = data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :]
@@ -207,28 +223,10 @@ def test_an_extra_column_with_the_name_of_a_results_column_is_refused():
             results.schema(pa.schema([("label", pa.string()), (name, pa.string())]))
 
 
-def test_the_summary_counts_rows_and_shows_the_first_failure_of_each_kind():
-    missing = {"error_type": "ImageNotFound", "error_message": "no such file: a.png"}
-    large = {"error_type": "ImageTooLarge", "error_message": None}
-    table = recorded(
-        ("a", "ok", 0),
-        ("b", "error", 0, large),
-        ("c", "error", 0, missing),
-        ("d", "error", 0, {**missing, "error_message": "no such file: d.png"}),
-    )
-    summary = results.summarise(table)
-    assert (summary.done, summary.failed) == (1, 3)
-    assert summary.failures == (
-        results.Failure("ImageNotFound", 2, "c", "no such file: a.png"),
-        results.Failure("ImageTooLarge", 1, "b", ""),
-    )
-    assert results.summarise(SCHEMA.empty_table()) == results.Summary()
-
-
 def test_results_settle_in_object_stores_too(s3):
     output = Storage(s3("results"))
-    for table in HISTORY:
-        results.write(output, table)
+    for part in HISTORY:
+        results.write(output, part)
     results.settle(output)
     assert len(results.parts(output)) == 1
     assert shown(results.read(output)) == OUTCOME

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from pnp_batch.cli.options import (
+    IMAGE_LIMITS,
     answer,
     common,
     configured,
     failures,
-    image_limits,
+    options,
 )
 from pnp_batch.errors import EXIT_BROKEN
 from pnp_batch.record import duration
@@ -21,7 +22,7 @@ from pnp_batch.record import duration
 @click.command()
 @click.argument("manifest")
 @click.option("--images", is_flag=True, help="Open every image too.")
-@image_limits
+@options(IMAGE_LIMITS)
 @common
 def validate(manifest: str, images: bool, as_json: bool, **given: Any) -> None:
     """Check MANIFEST as a run would; bad rows are shown, they stop no run."""

@@ -29,8 +29,7 @@ def common(command: F) -> F:
 
 def job(command: F) -> F:
     """Every option of `run`, and `--config`. The command gets them as one `given` mapping."""
-    for name, option in reversed(OPTIONS.items()):
-        command = _flag(name, option)(command)
+    command = options(OPTIONS)(command)
     command = click.option(
         "--config", "config_file", metavar="FILE.yaml", help="Read options from a job file."
     )(command)
@@ -38,6 +37,7 @@ def job(command: F) -> F:
     return click.argument("manifest", required=False)(command)
 
 
+# The options of `run` that decide which images and rows are good.
 IMAGE_LIMITS = (
     "method",
     "allow_root",
@@ -48,11 +48,15 @@ IMAGE_LIMITS = (
 )
 
 
-def image_limits(command: F) -> F:
-    """The options of `run` that decide which images and rows are good."""
-    for name in reversed(IMAGE_LIMITS):
-        command = _flag(name, OPTIONS[name])(command)
-    return command
+def options(names: Iterable[str]) -> Callable[[F], F]:
+    """Some options of `run`."""
+
+    def with_options(command: F) -> F:
+        for name in reversed(list(names)):
+            command = _flag(name, OPTIONS[name])(command)
+        return command
+
+    return with_options
 
 
 def _flag(name: str, option: Option) -> Callable[[F], F]:
