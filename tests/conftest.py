@@ -38,6 +38,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     OMP_NUM_THREADS="1",
+    OMP_WAIT_POLICY="PASSIVE",  # where a test has more threads, they do not spin on a busy machine
     RAY_USAGE_STATS_ENABLED="0",
     # The S3 server's address is set from the start, so that Ray workers know it whichever fixture
     # comes first, and so that no test can reach a real bucket by mistake.

@@ -54,9 +54,9 @@ root.write("x", b"new" * 100_000)
 
 
 def experiment(folder: Path, long: bool) -> Outcome:
-    """A write that ends half way, and runs on small disks; in the long form Ray's folder too."""
+    """A write that ends half way, and a run on a small disk; in the long form resumed, and more."""
     parts = [limited(folder / "limited")]
-    checks = ("output", "temporary") if long else ("output",)
+    checks = ("output", "temporary") if long else ("filled",)
     for check in checks:
         where = folder / check
         where.mkdir(parents=True, exist_ok=True)
@@ -76,17 +76,31 @@ def limited(folder: Path) -> Outcome:
     return Outcome(0, 4, 0, tuple(findings))
 
 
+def filled(folder: Path) -> Outcome:
+    """The output's disk fills up in the middle of a run."""
+    with _small_disk(folder / "disk", OUTPUT_SIZE) as disk:
+        findings = _until_full(_job(folder, disk))
+    return Outcome(1, 1, ROWS, tuple(findings))
+
+
 def output(folder: Path) -> Outcome:
     """The output's disk fills up in the middle of a run; with more room it goes on."""
-    manifest = jobs.manifest(folder / "manifest.parquet", ROWS)
     with _small_disk(folder / "disk", OUTPUT_SIZE) as disk:
-        job = jobs.Job(manifest, str(disk / "output"), FLAGS)
-        code, told = job.run()
-        findings = _of_error(code, told)
-        findings += _torn(job.seen)
+        job = _job(folder, disk)
+        findings = _until_full(job)
         _mount("-o", f"remount,size={ENOUGH}", str(disk))
         findings += _of_resume(job)
     return Outcome(2, 1, ROWS, tuple(findings))
+
+
+def _job(folder: Path, disk: Path) -> jobs.Job:
+    manifest = jobs.manifest(folder / "manifest.parquet", ROWS)
+    return jobs.Job(manifest, str(disk / "output"), FLAGS)
+
+
+def _until_full(job: jobs.Job) -> list[str]:
+    code, told = job.run()
+    return [*_of_error(code, told), *_torn(job.seen)]
 
 
 def temporary(folder: Path) -> Outcome:

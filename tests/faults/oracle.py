@@ -97,6 +97,12 @@ def judge_cache(cache: Place, reference: Place | None = None) -> list[str]:
     return findings
 
 
+def judge_same(output: Place, reference: Place) -> list[str]:
+    """What the first lacks of the second, and images and latents that differ."""
+    lacking = set(reference.names()) - set(output.names())
+    return [f"{name} is missing" for name in sorted(lacking)] + [*_of_bytes(output, reference)]
+
+
 def _rows(output: Place, names: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows of every results file that opens, and a finding for each that does not."""
     rows: list[dict[str, Any]] = []

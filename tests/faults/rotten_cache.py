@@ -1,14 +1,13 @@
 """P4, the latent cache is never torn or rotten: what is damaged there is made anew, and told.
 
-A cache is filled without faults, spoilt entry by entry, and used by a real run. Besides, writers
-of entries are killed, and in the long form the workers of real runs that share one cache.
+A cache is filled without faults, spoilt entry by entry, and used again: by a translation in this
+process, and in the long form by real runs. Besides, writers of entries are killed, and in the long
+form the workers of real runs that share one cache.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -19,20 +18,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from random import Random
 
-import pyarrow.parquet as pq
-import torch
-from PIL import Image
-
-from pnp_batch import Translator
 from pnp_batch.storage import Storage
 from tests import tiny
-from tests.faults import jobs, servers
-from tests.faults.oracle import Expectation, judge, judge_cache, row_ids
+from tests.faults import alone, jobs, servers
+from tests.faults.oracle import Expectation, judge, judge_cache, judge_same, row_ids
 from tests.faults.places import Folder, Place, Prefix
 from tests.faults.promise import Outcome
 
-STEPS, BATCH, PICTURES = 2, 2, 8
-FLAGS = ("--steps", f"{STEPS}", "--batch-size", f"{BATCH}", "--workers", "1")
+PICTURES = 8
 # Puts entries of four megabytes until it is killed.
 WRITER = """
 import sys
@@ -47,24 +40,35 @@ for number in range(10**6):
 
 
 def experiment(folder: Path, long: bool) -> Outcome:
-    """Damaged entries and killed writers; in the long form on stores and with killed workers."""
-    parts = [killed_writers(folder / "killed", 20 if long else 2), damaged(folder / "damaged")]
+    """Killed writers and damaged entries; in the long form for real runs, some on stores."""
+    parts = [killed_writers(folder / "killed", 20 if long else 2), mended(folder / "mended")]
     if long:
+        parts.append(damaged(folder / "damaged"))
         parts.append(damaged(folder / "moto", servers.moto()))
         parts.append(damaged(folder / "weed", servers.seaweedfs()))
         parts.append(killed_workers(folder / "workers"))
     return Outcome.joined(parts)
 
 
+def mended(folder: Path) -> Outcome:
+    """Six of eight entries are damaged, each in another way: a translation makes them anew."""
+    manifest, reference, settings = _filled(folder)
+    cache = Folder(folder / "again" / alone.LATENTS)
+    spoilt = _spoil(reference, cache)
+    alone.translated(manifest, settings, folder / "again")
+    findings = judge_same(Folder(folder / "again"), Folder(folder / "alone"))
+    return Outcome(0, len(spoilt), PICTURES, (*findings, *judge_cache(cache, reference)))
+
+
 def damaged(folder: Path, server: AbstractContextManager[servers.Server] | None = None) -> Outcome:
-    """Six of eight entries are damaged, each in another way: a run makes them anew and says so."""
-    manifest, reference, model = _filled(folder)
+    """The same in a real run, which says so."""
+    manifest, reference, settings = _filled(folder)
     with server or nullcontext() as real:
         store = real.store if real else None
         cache: Place = Prefix(store, "cache") if store else Folder(folder / "cache")
         uri = store.uri("cache") if store else str(folder / "cache")
         spoilt = _spoil(reference, cache)
-        flags = (*FLAGS, "--model", str(model), "--cache", uri)
+        flags = (*settings.flags, "--cache", uri)
         environ = store.environ() if store else {}
         job = jobs.Job(manifest, str(folder / "output"), flags, environ)
         code, told = job.run()
@@ -82,20 +86,12 @@ def damaged(folder: Path, server: AbstractContextManager[servers.Server] | None 
     return Outcome(1, len(spoilt), PICTURES, tuple(findings))
 
 
-def _filled(folder: Path) -> tuple[Path, Folder, Path]:
-    """A manifest, a sound cache of its inversions, and the model that made it."""
-    model = tiny.save_model(folder / "model", "sd1")
+def _filled(folder: Path) -> tuple[Path, Folder, alone.Settings]:
+    """A manifest, a sound cache of its inversions, and how that was made."""
+    settings = alone.Settings(str(tiny.save_model(folder / "model", "sd1")), batch_size=2)
     manifest = jobs.manifest(folder / "manifest.parquet", PICTURES, resolution=32)
-    rows = pq.read_table(manifest).to_pylist()
-    reference = folder / "reference"
-    pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
-    translator = Translator.load(str(model), cache=str(reference))
-    prompts = [row["prompt"] for row in rows]
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)  # as the run's one actor, for the same bytes
-    translator.translate(pictures, prompts, steps=STEPS, batch_size=BATCH)
-    torch.set_num_threads(before)
-    return manifest, Folder(reference), model
+    alone.translated(manifest, settings, folder / "alone")
+    return manifest, Folder(folder / "alone" / alone.LATENTS), settings
 
 
 def _spoil(reference: Folder, cache: Place) -> list[str]:
@@ -143,9 +139,9 @@ def killed_writers(folder: Path, kills: int) -> Outcome:
 
 def killed_workers(folder: Path) -> Outcome:
     """The workers of a run are killed again and again while they fill a shared cache."""
-    manifest, reference, model = _filled(folder)
+    manifest, reference, settings = _filled(folder)
     shutil.rmtree(folder / "output", ignore_errors=True)
-    flags = (*FLAGS, "--model", str(model), "--cache", str(folder / "cache"))
+    flags = (*settings.flags, "--cache", str(folder / "cache"))
     job = jobs.Job(manifest, str(folder / "output"), flags)
     roles = (jobs.TRANSLATOR, jobs.DRIVER)
     codes = jobs.run_until_done(job, jobs.Kills(roles, rows=2), Random(5))

@@ -8,8 +8,9 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING
 
+from pnp_batch.models import DEMO
 from tests import tiny
-from tests.faults import jobs
+from tests.faults import alone, jobs
 from tests.faults.kills import CONTROL, LOADER, WRITER, disturbed
 from tests.faults.oracle import Expectation, judge, row_ids
 from tests.faults.promise import Outcome
@@ -17,17 +18,18 @@ from tests.faults.promise import Outcome
 if TYPE_CHECKING:
     from pathlib import Path
 
-PICTURES = 6
-LONG_ROUNDS = 6
+ROUNDS = 3
 
 
 def experiment(folder: Path, long: bool) -> Outcome:
-    """A tiny model with one worker; or the embedded one with two, many times."""
+    """A tiny model whose one worker dies; or the embedded one with two, drivers too, many times."""
     if long:
-        return compared(folder, rows=200, rounds=LONG_ROUNDS, flags=("--workers", "2"))
+        manifest = jobs.manifest(folder / "manifest.parquet", 200, 40)
+        settings = alone.Settings(DEMO, batch_size=4, workers=2)
+        return compared(folder, manifest, settings, ROUNDS)
+    manifest = jobs.manifest(folder / "manifest.parquet", 32, 6)
     model = tiny.save_model(folder / "model", "sd1")
-    flags = ("--model", str(model), "--workers", "1", "--batch-size", "4")
-    return compared(folder, rows=48, rounds=1, flags=flags)
+    return compared(folder, manifest, alone.Settings(str(model), batch_size=4), rounds=1)
 
 
 def once(folder: Path) -> Outcome:
@@ -35,20 +37,17 @@ def once(folder: Path) -> Outcome:
     return experiment(folder, long=False)
 
 
-def compared(folder: Path, rows: int, rounds: int, flags: tuple[str, ...]) -> Outcome:
-    """Runs a job calmly once, then with kills, and compares every byte."""
-    manifest = jobs.manifest(folder / "manifest.parquet", rows, PICTURES if rounds == 1 else 40)
-    flags = (*flags, "--steps", "2")
-    calm = jobs.Job(manifest, str(folder / "calm"), flags)
-    code, told = calm.run()
-    runs, faults, findings = 1, 0, [f"the calm run ended with {code}: {told}"] if code else []
-    expected = Expectation(row_ids(manifest), may_fail=())
+def compared(folder: Path, manifest: Path, settings: alone.Settings, rounds: int) -> Outcome:
+    """Translates a manifest here, then in jobs under kills, and compares every byte."""
+    reference = alone.translated(manifest, settings, folder / "alone")
+    names, runs, faults, findings = row_ids(manifest), 0, 0, []
     for number in range(rounds):
-        dice, job = Random(number), jobs.Job(manifest, str(folder / f"killed-{number}"), flags)
+        dice, output = Random(number), str(folder / f"killed-{number}")
         # P1 and the suite of the pipeline resume killed drivers: the short form loses a worker.
         more = (jobs.DRIVER, dice.choice((CONTROL, LOADER, WRITER)), jobs.DRIVER)
         kills = jobs.Kills((jobs.TRANSLATOR, *(more if rounds > 1 else ())), rows=2, pause=0.3)
+        job = jobs.Job(manifest, output, settings.flags)
         codes, wrong = disturbed(job, kills, dice)
-        findings += wrong or judge(job.seen, expected, calm.seen)
+        findings += wrong or judge(job.seen, Expectation(names, may_fail=()), reference)
         runs, faults = runs + len(codes), faults + len(kills.roles)
-    return Outcome(runs, faults, rows * (1 + rounds), tuple(findings))
+    return Outcome(runs, faults, len(names) * rounds, tuple(findings))

@@ -5,8 +5,11 @@ A method that is ill notes every batch it begins, so that is known which rows we
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from random import Random
@@ -23,6 +26,7 @@ from tests.faults.promise import Outcome
 from tests.pictures import saved
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
     from datetime import datetime
     from pathlib import Path
 
@@ -33,10 +37,10 @@ PROMISED_SECONDS = 30.0
 
 
 def experiment(folder: Path, long: bool) -> Outcome:
-    """Stopped at once by a second signal, then resumed and stopped by one; and many times over."""
+    """Stopped by one signal, then resumed and stopped at once by two; and many times over."""
     trial = Trial(folder, LONG_ROWS if long else ROWS)
-    trial.stop_at_once(signal.SIGTERM)
     trial.stop(signal.SIGINT, pause=0.3)
+    trial.stop_at_once(signal.SIGTERM, stuck=long)
     if long:
         trial.stop_overdue()
         dice = Random(6)
@@ -74,48 +78,49 @@ class Trial:
             self._ended(running, "interrupted, what was in flight is recorded")
         now = self._recorded()
         mine = Counter(scale for batch in self._begun()[before:] for scale in batch)
-        done = {self._scale[name] for name in now}
-        again = {self._scale[name] for name in known} & set(mine)
-        lost, twice = set(mine) - done, [scale for scale, count in mine.items() if count > 1]
-        for what, wrong in (("lost", lost), ("done again", again), ("done twice", twice)):
-            self.findings += [f"rows of the scales {sorted(wrong)} were {what}"] if wrong else []
+        self._find("lost", set(mine) - {self._scale[name] for name in now})
+        self._find("done twice", [scale for scale, count in mine.items() if count > 1])
         if not set(now) - set(known) or len(now) == len(self.names):
             self.findings.append(f"the signal did not come in the middle: {len(now)} rows")
-        self._unchanged(known)
+        self._unchanged(known, before)
         self.findings += judge(job.seen, Expectation(list(now), may_fail=()))
 
-    def stop_at_once(self, number: signal.Signals) -> None:
-        """Two signals, while a row takes longer than anybody waits, and so may the drain."""
+    def stop_at_once(self, number: signal.Signals, *, stuck: bool) -> None:
+        """Two signals while a model is loaded, or a row is stuck; and so long may the drain be."""
         job, known = self._job(STUCK, "--drain-timeout", str(STUCK)), self._recorded()
+        before = len(self._begun())
         with job.started() as running:
-            self._wait_for_a_batch(running)
+            if stuck:
+                self._wait_for(running, lambda: len(self._begun()) > before)
+            else:
+                self._wait_for(running, lambda: "loading the model" in running.told())
             self._signal(running, number)
             time.sleep(1)
             self._signal(running, number)
             self._ended(running, "stopped at once")
-        self._unchanged(known)
+        self._unchanged(known, before)
 
     def stop_overdue(self) -> None:
         """One signal, while a row takes longer than the drain: ends as soon as was promised."""
-        job, known = self._job(STUCK), self._recorded()
+        job, known, before = self._job(STUCK), self._recorded(), len(self._begun())
         with job.started() as running:
-            self._wait_for_a_batch(running)
+            self._wait_for(running, lambda: len(self._begun()) > before)
             begun = time.monotonic()
             self._signal(running, signal.SIGINT)
             self._ended(running, "stopped at once")
             took = time.monotonic() - begun
         if took > PROMISED_SECONDS:
             self.findings.append(f"it ended {took:.1f} s after the signal")
-        self._unchanged(known)
+        self._unchanged(known, before)
 
     def finish(self) -> None:
         """Runs to the end; every row is there, and those recorded before are as they were."""
-        job, known = self._job(0), self._recorded()
+        job, known, before = self._job(0), self._recorded(), len(self._begun())
         code, told = job.run()
         self.runs += 1
         self.findings += [f"the last run ended with {code}: {told}"] if code else []
         self.findings += judge(job.seen, Expectation(self.names, may_fail=()))
-        self._unchanged(known)
+        self._unchanged(known, before)
 
     def _job(self, pause: float, *flags: str) -> jobs.Job:
         environ = ill.installed(self.folder / "plug-in", pause)
@@ -125,11 +130,11 @@ class Trial:
     def _begun(self) -> list[list[float]]:
         return ill.begun(self.folder / "plug-in")
 
-    def _wait_for_a_batch(self, running: jobs.Running) -> None:
-        before, deadline = len(self._begun()), time.monotonic() + jobs.PATIENCE
-        while len(self._begun()) == before and running.driver.poll() is None:
+    def _wait_for(self, running: jobs.Running, sign: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + jobs.PATIENCE
+        while not sign() and running.driver.poll() is None:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no batch is begun: {running.told()}")
+                raise TimeoutError(f"the run does not get there: {running.told()}")
             time.sleep(0.1)
 
     def _signal(self, running: jobs.Running, number: signal.Signals) -> None:
@@ -154,11 +159,27 @@ class Trial:
         there = jobs.results(self._job(0).seen, "recorded_at")
         return {name: row["recorded_at"] for name, row in there.items()}
 
-    def _unchanged(self, known: dict[str, datetime]) -> None:
+    def _unchanged(self, known: dict[str, datetime], before: int) -> None:
+        """What was recorded stays so and is not begun again; `before` batches were known then."""
         now = self._recorded()
-        changed = [name for name in known if now.get(name) != known[name]]
-        if changed:
-            self.findings.append(f"rows recorded before were recorded anew: {changed}")
+        left = self._left_to_do()
+        if left != len(self.names) - len(now):
+            self.findings.append(f"with {len(now)} rows recorded there are {left} to do")
+        self._find("recorded anew", [self._scale[n] for n in known if now.get(n) != known[n]])
+        mine = {scale for batch in self._begun()[before:] for scale in batch}
+        self._find("done again", {self._scale[name] for name in known} & mine)
+
+    def _left_to_do(self) -> int:
+        """How many rows the same command would do, as `plan` says it."""
+        job = self._job(0)
+        command = [sys.executable, "-m", "pnp_batch", "plan", str(job.manifest), "--json"]
+        command += ["--output", job.output, *job.flags]
+        environ = {**os.environ, **job.environ}
+        done = subprocess.run(command, env=environ, cwd=jobs.ROOT, capture_output=True, check=True)
+        return int(json.loads(done.stdout)["todo"])
+
+    def _find(self, what: str, scales: Collection[float]) -> None:
+        self.findings += [f"rows of the scales {sorted(scales)} were {what}"] if scales else []
 
 
 def _row(name: str, number: int) -> dict[str, object]:

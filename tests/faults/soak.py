@@ -109,6 +109,7 @@ def main() -> int:
     if unknown := set(given.promises) - set(known):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(known)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before an experiment imports torch
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder = given.folder or Path(tempfile.mkdtemp(prefix="pnp-soak-"))
     promises = set(given.promises or known)
     return soak(folder, promises, mutants=not given.no_mutants, long=not given.short)

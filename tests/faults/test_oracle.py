@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from pnp_batch.world import samples
-from tests.faults.oracle import Expectation, judge, judge_cache, row_ids
+from tests.faults.oracle import Expectation, judge, judge_cache, judge_same, row_ids
 from tests.faults.places import Folder, Prefix
 
 pytestmark = pytest.mark.faults
@@ -284,6 +284,16 @@ def test_a_cache_of_its_own_is_judged_too(tmp_path):
     found = judge_cache(cache, reference)
     assert len(found) == len(patterns)
     assert all(map(str.startswith, found, patterns)), found
+
+
+def test_what_another_place_lacks_or_has_otherwise_is_found(tmp_path):
+    made, reference = Folder(tmp_path / "made"), Folder(tmp_path / "reference")
+    for name in ("a.png", "b.png", "c.png"):
+        reference.write(name, b"right")
+    made.write("a.png", b"right")
+    made.write("b.png", b"wrong")
+    found = judge_same(made, reference)
+    assert found == ["c.png is missing", "b.png has other bytes than without faults"]
 
 
 def test_the_expected_ids_come_from_the_manifest(tmp_path):

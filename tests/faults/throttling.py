@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -16,27 +17,31 @@ from tests.faults.promise import Outcome
 ROWS = 16
 FLAGS = ("--method", "copy", "--workers", "1")
 THROTTLED = (*FLAGS, "--storage-patience", "120")
-OUTAGE_SECONDS = 12.0
+SHARES = (0.01, 0.1, 0.5)
 ERROR = re.compile(r"error: cannot [^\n]+ s3://[^\n]+\nhint: [^\n]+\n?\Z")
 
 
 def experiment(folder: Path, long: bool) -> Outcome:
-    """Throttling with an outage on top; in the long form each alone, on both stores."""
-    if not long:
-        return Outcome.joined([once(folder), hopeless(folder)])
-    shares = (0.01, 0.1, 0.5)
-    parts = [throttled(folder / "moto", servers.moto(), shares)]
-    parts += [throttled(folder / "weed", servers.seaweedfs(), shares)]
-    return Outcome.joined([*parts, hopeless(folder / "hopeless")])
+    """One throttled run on moto; in the long form several, on both stores. Both with an outage."""
+    with ThreadPoolExecutor() as pool:  # who meets no store only waits
+        without = pool.submit(hopeless, folder / "hopeless")
+        if not long:
+            return Outcome.joined([once(folder), without.result()])
+        parts = [throttled(folder / "moto", servers.moto(), SHARES)]
+        parts += [throttled(folder / "weed", servers.seaweedfs(), SHARES)]
+        return Outcome.joined([*parts, without.result()])
 
 
 def once(folder: Path) -> Outcome:
     """One throttled run on moto."""
-    return throttled(folder, servers.moto(), (0.2,))
+    return throttled(folder, servers.moto(), (0.2,), outage=5.0)
 
 
 def throttled(
-    folder: Path, server: AbstractContextManager[servers.Server], shares: tuple[float, ...]
+    folder: Path,
+    server: AbstractContextManager[servers.Server],
+    shares: tuple[float, ...],
+    outage: float = 15.0,
 ) -> Outcome:
     """Runs in which a share of the calls is refused, and all of them for a while."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +53,7 @@ def throttled(
             at = f"p7/{share}"
             place = Prefix(real.store, at)
             job = jobs.Job(manifest, real.store.uri(at), THROTTLED, environ, place)
-            code, told = _with_an_outage(job, faulty, Fault(Kind.SLOW_DOWN, share=share))
+            code, told = _with_an_outage(job, faulty, share, outage)
             found = judge(place, Expectation(row_ids(manifest), may_fail=()))
             if code or "Traceback" in told:
                 found.insert(0, f"exit code {code}: {told[-300:]}")
@@ -59,8 +64,11 @@ def throttled(
     return Outcome(len(shares), harmed, len(shares) * ROWS, tuple(findings))
 
 
-def _with_an_outage(job: jobs.Job, faulty: proxy.Proxy, fault: Fault) -> tuple[int, str]:
-    """Runs a job under a fault, and lets the store be gone for a while once an image is written."""
+def _with_an_outage(
+    job: jobs.Job, faulty: proxy.Proxy, share: float, seconds: float
+) -> tuple[int, str]:
+    """Runs a throttled job, and lets the store be gone for a while once an image is written."""
+    fault = Fault(Kind.SLOW_DOWN, share=share)
     faulty.use(fault)
     before = len(faulty.records())
     with job.started() as running:
@@ -69,14 +77,14 @@ def _with_an_outage(job: jobs.Job, faulty: proxy.Proxy, fault: Fault) -> tuple[i
             if any(r.method == "PUT" and "/images/" in r.path for r in records):
                 break
             time.sleep(0.05)
-        outage = Fault(Kind.OUTAGE, between=(0, OUTAGE_SECONDS))
-        faulty.use(outage, fault)
+        faulty.use(Fault(Kind.OUTAGE, between=(0, seconds)), fault)
         return running.wait(), running.told()
 
 
 def hopeless(folder: Path) -> Outcome:
     """The store is gone for good: two lines and exit code 1, long before the run's own patience."""
-    manifest = jobs.manifest(folder / "hopeless.parquet", 2)
+    folder.mkdir(parents=True)
+    manifest = jobs.manifest(folder / "manifest.parquet", 2)
     store = servers.Store(f"http://127.0.0.1:{servers.free_ports(1)[0]}", "a", "b", "faults")
     code, told = jobs.Job(manifest, store.uri("p7"), FLAGS, store.environ()).run()
     well = code == 1 and ERROR.search(told) and "Traceback" not in told
