@@ -72,7 +72,7 @@ EXPERIMENTS = (
     Experiment(
         "P2",
         "the bytes of images and latents do not depend on faults",
-        "P1 with a diffusion model, compared with a run left alone",
+        "P1 with a diffusion model, compared with a translation in one process, left alone",
         "same_bytes",
     ),
     Experiment(

@@ -27,7 +27,7 @@ def experiment(folder: Path, long: bool) -> Outcome:
         manifest = jobs.manifest(folder / "manifest.parquet", 200, 40)
         settings = alone.Settings(DEMO, batch_size=4, workers=2)
         return compared(folder, manifest, settings, ROUNDS)
-    manifest = jobs.manifest(folder / "manifest.parquet", 32, 6)
+    manifest = jobs.manifest(folder / "manifest.parquet", 24, 6)
     model = tiny.save_model(folder / "model", "sd1")
     return compared(folder, manifest, alone.Settings(str(model), batch_size=4), rounds=1)
 
