@@ -25,11 +25,12 @@ TINY = ("--steps", "2", "--batch-size", "2", "--workers", "1")
 REFUSED = re.compile(r"error: another run is writing to [^\n]+\nhint: [^\n]*--wait[^\n]*\n?\Z")
 # Fills a cache with the inversions of pictures: what a run's workers do, with no Ray to start.
 INVERTER = """
-import sys
+import io, os, sys
+import torch
+from PIL import Image
 from pnp_batch import Translator
 from pnp_batch.world import samples
-import io
-from PIL import Image
+torch.set_num_threads(os.cpu_count() or 1)  # as a run's one actor, for the same bytes
 rows = list(samples.many_rows(int(sys.argv[3]), resolution=32))
 pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
 translator = Translator.load(sys.argv[1], cache=sys.argv[2])
