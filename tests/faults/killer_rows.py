@@ -6,7 +6,7 @@ from without, by the server it asks for the image.
 
 from __future__ import annotations
 
-import subprocess
+import time
 from collections import Counter
 from contextlib import suppress
 from random import Random
@@ -71,14 +71,14 @@ def among_neighbours(folder: Path, bad: list[int | str], good: int) -> Outcome:
         flags += ("--cache", str(folder / "cache"))
         job = jobs.Job(folder / "manifest.parquet", str(folder / "out"), flags, environ)
         with job.started() as running:
-            code, told = _ended(running), running.told()
+            code, told = _ended(running, folder / "plug-in"), running.told()
         reads = Counter(hit[1:].removesuffix(".png") for hit in site.hits)
     names = [f"bad-{number}" for number in range(len(bad))]
     findings = [] if code == 0 else [f"the run ended with {code}: {told}"]
     findings += judge(job.seen, Expectation([row["row_id"] for row in rows], may_fail=names))
     findings += judge_cache(Folder(folder / "cache"))
     ends = jobs.results(job.seen, "error_type")
-    begun = Counter(scale for batch in ill.begun(folder / "plug-in") for scale in batch)
+    begun = _begun(folder / "plug-in")
     for number, (name, what) in enumerate(zip(names, bad, strict=True)):
         end, right = ends.get(name, {}).get("error_type"), ENDS[what][0]
         if end != right:
@@ -90,12 +90,19 @@ def among_neighbours(folder: Path, bad: list[int | str], good: int) -> Outcome:
     return Outcome(1, len(bad), len(rows), tuple(findings))
 
 
-def _ended(running: jobs.Running) -> int | None:
-    """The exit code; None if it goes on for ever."""
-    try:
-        return running.wait()
-    except subprocess.TimeoutExpired:
-        return None
+def _ended(running: jobs.Running, plug_in: Path) -> int | None:
+    """The exit code; None if it goes on for ever, or would, as a row is begun again and again."""
+    deadline = time.monotonic() + jobs.PATIENCE
+    while running.driver.poll() is None and time.monotonic() < deadline:
+        if any(n > 2 * ATTEMPTS for scale, n in _begun(plug_in).items() if scale != GOOD):
+            return None
+        time.sleep(0.5)
+    return running.driver.poll()
+
+
+def _begun(plug_in: Path) -> Counter[float]:
+    """How often a row of each scale was begun."""
+    return Counter(scale for batch in ill.begun(plug_in) for scale in batch)
 
 
 def _row(name: str, number: int, uri: str | None, scale: float = GOOD) -> dict[str, object]:
