@@ -69,7 +69,7 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits with the code of `docs/cli.md`."""
+    """Runs the command line and exits with the code that the README lists."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(_run(given, debug="--debug" in given))
 
