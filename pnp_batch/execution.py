@@ -53,7 +53,9 @@ class Execution:
 
     def __init__(self, job: Job, work: Work, workers: int, gpus_per_worker: float) -> None:
         self._needs_model = _needs_model(job)
-        self._blocks = _blocks(job, work, workers, needs_model=self._needs_model)
+        blocks = _blocks(job, work, workers, needs_model=self._needs_model)
+        self._count = len(blocks)
+        self._control: Any = control.start(blocks)  # has them from here on, this process has not
         self._work = work
         self._workers = workers
         self._gpus_per_worker = gpus_per_worker
@@ -65,11 +67,9 @@ class Execution:
         self._recorded_at = time.monotonic()
         self._stopping = ""
         self._stopped_at = 0.0
-        self._control: Any = None
         self._thread = threading.Thread(target=self._run, name="pnp-batch-run", daemon=True)
 
     def __enter__(self) -> Execution:
-        self._control = control.start(self._blocks)
         self._thread.start()
         return self
 
@@ -140,7 +140,7 @@ class Execution:
             self.error = _as_job_error(error)
 
     def _execute(self) -> None:
-        numbers = [{"block": number} for number in range(len(self._blocks))]
+        numbers = [{"block": number} for number in range(self._count)]
         stage = {"work": self._work, "control": self._control}
         data: ray.data.Dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers))
         # Another share of a CPU than the actors' keeps Ray from fusing loading into them.
@@ -157,7 +157,7 @@ class Execution:
             fn_constructor_kwargs={**stage, "preload": self._needs_model},
             batch_format="pyarrow",
             batch_size=None,
-            compute=ActorPoolStrategy(size=min(self._workers, len(self._blocks))),
+            compute=ActorPoolStrategy(size=min(self._workers, self._count)),
             num_cpus=1,
             num_gpus=self._gpus_per_worker or None,
         )

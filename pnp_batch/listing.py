@@ -116,7 +116,7 @@ class Listing:
         recipe: int32, each row's index in `recipes`.
         usable: False for rows that have a problem.
         origin: `GENERATED`, `LINKED` or `EMBEDDED`.
-        recipes: the distinct values of `RECIPE`.
+        recipes: the distinct values of `RECIPE`; nulls for rows that are not usable.
     """
 
     def __init__(self, manifest: Manifest, config: RunConfig, methods: Collection[str]) -> None:
@@ -228,12 +228,13 @@ class _Index:
         for table in tables:
             embedded = pc.is_valid(table[BYTES]).to_numpy()
             linked = pc.is_valid(table["image"]).to_numpy()
-            recipes = zip(*(table[name].to_pylist() for name in RECIPE), strict=True)
+            usable = pc.is_null(table["problem"])
+            recipes = zip(*(_where(usable, table[name]) for name in RECIPE), strict=True)
             noted = {
                 "ids": digests(table["row_id"]),
                 "hashes": digests(table["row_hash"]),
                 "guidance": digests(table["guidance"]),
-                "usable": pc.is_null(table["problem"]).to_numpy(),
+                "usable": usable.to_numpy(),
                 "origin": np.where(embedded, EMBEDDED, np.where(linked, LINKED, GENERATED)),
                 "recipe": [self._recipes.setdefault(r, len(self._recipes)) for r in recipes],
             }
@@ -241,6 +242,12 @@ class _Index:
                 self._buffers[name] += np.asarray(values, WIDTHS[name]).tobytes()
             yield _held_once(table, embedded, self._count)
             self._count += len(table)
+
+
+def _where(usable: pa.ChunkedArray, values: pa.ChunkedArray) -> list[Any]:
+    """Values of usable rows; what stands in others may be anything, such as no number."""
+    chosen: list[Any] = pc.if_else(usable, values, None).to_pylist()
+    return chosen
 
 
 def _numbered(values: np.ndarray) -> np.ndarray:

@@ -90,8 +90,15 @@ def test_the_index_says_of_each_row_what_arranging_it_takes(rows_of):
         same = rows[one]["guidance"] == rows[other]["guidance"]
         assert (found.guidance[one] == found.guidance[other]) == same
     for row, code in zip(rows, found.recipe, strict=True):
-        assert found.recipes[code] == {name: row[name] for name in RECIPE}
+        wanted = {name: None if row["problem"] else row[name] for name in RECIPE}
+        assert found.recipes[code] == wanted
     assert len(found.recipes) == 3
+
+
+def test_values_that_make_rows_unusable_are_not_remembered(rows_of):
+    found = rows_of(*({"row_id": f"r{n}", "pnp_f_t": float("nan")} for n in range(50)))
+    assert not found.usable.any()
+    assert len(found.recipes) == 1
 
 
 def test_embedded_images_lie_in_the_file(tmp_path):

@@ -66,6 +66,13 @@ def test_settling_leaves_each_row_in_one_file(output):
     assert results.parts(output) == [name]
 
 
+def test_settling_mends_a_single_file_too(output):
+    results.write(output, table(("a", "error", 0), ("b", "ok", 0), ("a", "ok", 1)))
+    results.settle(output)
+    (name,) = results.parts(output)
+    assert shown(pq.read_table(output.path(name))) == [("a", "ok", 1), ("b", "ok", 0)]
+
+
 def test_settling_merges_many_small_files(output):
     for n in range(12):
         results.write(output, table((f"{n:02}", "ok", n)))
@@ -184,16 +191,18 @@ def test_a_reader_loses_no_row_while_a_run_settles(output):
     assert shown(results.read(SettledMeanwhile(output.uri))) == OUTCOME
 
 
-def test_results_of_different_columns_are_read_together(output):
-    with_extra = results.schema(EXTRA)
-    results.write(output, table(("a", "ok", 0, {"label": "x"}), schema=with_extra))
-    results.write(output, table(("b", "ok", 0)))
-    assert sorted(map(str, results.read(output, ["label"])["label"].to_pylist())) == ["None", "x"]
-    results.settle(output)
-    assert {r["row_id"]: r["label"] for r in results.read(output).to_pylist()} == {
-        "a": "x",
-        "b": None,
-    }
+def test_results_of_different_columns_are_read_together(output, monkeypatch):
+    monkeypatch.setattr(results, "ROWS_A_GROUP", 1)
+    for row_id, name in (("a", "label"), ("b", "tag")):
+        wider = results.schema(pa.schema([(name, pa.string())]))
+        results.write(output, table((row_id, "ok", 0, {name: "x"}), schema=wider))
+    columns = ["row_id", "label", "tag"]
+    wanted = [("a", "x", None), ("b", None, "x")]
+    for _ in range(2):
+        rows = results.read(output, columns).to_pylist()
+        assert sorted(tuple(row[name] for name in columns) for row in rows) == wanted
+        results.settle(output)
+    assert len(results.parts(output)) == 1
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, -1])

@@ -162,6 +162,14 @@ class Running:
         """What it said on stderr so far."""
         return Path(self._told.name).read_text()
 
+    def last_words(self, seconds: float = 10.0) -> str:
+        """What a run that ended early said; whoever speaks for a killed one may take a moment."""
+        deadline = time.monotonic() + seconds
+        while "error: " not in self.told():
+            assert time.monotonic() < deadline, f"it ended without a word: {self.told()}"
+            time.sleep(0.05)
+        return self.told()
+
     def wait(self, seconds: float = PATIENCE) -> int:
         """Waits for the driver's end; returns its exit code, negative for a signal."""
         return self.driver.wait(timeout=seconds)
@@ -235,7 +243,8 @@ def run_until_done(job: Job, kills: Kills, dice: Random, runs: int = 20) -> list
         The exit code of every run, the last one 0.
 
     Raises:
-        AssertionError: no run of the allowed number ended well, or one did before every kill.
+        AssertionError: no run of the allowed number ended well, or one did before every kill, or
+            one ended without a word.
     """
     codes: list[int] = []
     coming, told = list(kills.roles), ""
@@ -245,7 +254,7 @@ def run_until_done(job: Job, kills: Kills, dice: Random, runs: int = 20) -> list
             while coming and running.driver.poll() is None:
                 _kill_some_time(running, coming, kills, dice)
             codes.append(running.wait())
-            told = running.told()
+            told = running.told() if codes[-1] == 0 else running.last_words()
     assert not coming, f"the job ended before {coming} could be killed: {codes}"
     return codes
 

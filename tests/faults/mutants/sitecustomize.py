@@ -205,7 +205,7 @@ def no_padding(engine: Any) -> None:
 
     def pack(rows: Any) -> Any:
         for grid in kept(rows):
-            yield engine._tight([row for row in grid.cells if row is not None])
+            yield engine._tight(grid.rows)
 
     engine.pack = pack
 
@@ -220,13 +220,13 @@ def environment_recorded(record: Any) -> None:
 @of("pnp_batch.job")
 def pixels_in_driver(job: Any) -> None:
     """The driver holds as many bytes for each row as a small picture has."""
-    kept = job.with_places
+    kept = job.places
 
-    def with_places(rows: Any, batch_size: int) -> Any:
-        job.held = [os.urandom(32 * 32 * 3) for _ in range(len(rows))]
-        return kept(rows, batch_size)
+    def places(image: Any, *args: Any) -> Any:
+        job.held = [os.urandom(32 * 32 * 3) for _ in range(len(image))]
+        return kept(image, *args)
 
-    job.with_places = with_places
+    job.places = places
 
 
 class _AfterImport(MetaPathFinder):
