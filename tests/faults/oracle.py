@@ -70,11 +70,12 @@ def judge(output: Place, expected: Expectation, reference: Place | None = None) 
             bytes.
     """
     names = output.names()
+    there = set(names)
     rows, findings = _rows(output, names)
     findings += _of_rows(rows, expected)
     for row in rows:
         if row["status"] == "ok":
-            findings += _of_image(row, output, names)
+            findings += _of_image(row, output, there)
     findings += _of_run(output, names)
     findings += _of_latents(output, names)
     findings += _left_over(names, rows, expected)
@@ -140,10 +141,10 @@ def _of_rows(rows: list[dict[str, Any]], expected: Expectation) -> Iterator[str]
             yield f"row {name} is recorded {counts[name]} times"
 
 
-def _of_image(row: dict[str, Any], output: Place, names: list[str]) -> Iterator[str]:
+def _of_image(row: dict[str, Any], output: Place, there: set[str]) -> Iterator[str]:
     name = row["output"]
     whose = f"the image of row {row['row_id']}, {name},"
-    if name not in names:
+    if name not in there:
         yield f"{whose} is not there"
         return
     data = output.read(name)
