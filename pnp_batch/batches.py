@@ -66,7 +66,7 @@ PLACE = tuple(field.name for field in fields(Place))
 
 @dataclass(frozen=True)
 class Places:
-    """The places of many rows: for each field of `Place` an int32 array."""
+    """The places of many rows: for each field of `Place` an array, of int16 but for `number`."""
 
     images: np.ndarray
     share: np.ndarray
@@ -108,13 +108,12 @@ def places(image: np.ndarray, recipe: np.ndarray, batch_size: int) -> Places:
     batches = -(-with_share // np.maximum(1, batch_size // share))
     images = -(-with_share // batches)
     slot = _ranks(share) % images
-    found = [np.empty(len(order), np.int32) for _ in PLACE]
-    for made, values in zip(found, (images, share, slot), strict=False):
-        made[order] = np.repeat(values[image_of].astype(np.int32), sizes)
-    number = np.arange(len(order), dtype=np.int32)
-    number -= np.repeat(begins.astype(np.int32), sizes)
-    found[-1][order] = number
-    return Places(*found)
+    number = np.empty(len(order), np.int32)
+    number[order] = np.arange(len(order)) - np.repeat(begins, sizes)
+    found = [np.empty(len(order), np.int16) for _ in range(3)]
+    for made, values in zip(found, (images, share, slot), strict=True):
+        made[order] = np.repeat(values[image_of].astype(np.int16), sizes)
+    return Places(found[0], found[1], found[2], number)
 
 
 def with_places(rows: pa.Table, batch_size: int) -> pa.Table:

@@ -26,6 +26,7 @@ from pnp_batch.control import Seen
 from pnp_batch.errors import JobError
 from pnp_batch.job import Job
 from pnp_batch.listing import Blocks
+from pnp_batch.process import trim_memory
 from pnp_batch.stages import Sink, Translate, Work, load
 
 POLL_SECONDS = 0.2
@@ -56,6 +57,8 @@ class Execution:
         blocks = _blocks(job, work, workers, needs_model=self._needs_model)
         self._count = len(blocks)
         self._control: Any = control.start(blocks)  # has them from here on, this process has not
+        del blocks
+        trim_memory()
         self._work = work
         self._workers = workers
         self._gpus_per_worker = gpus_per_worker

@@ -20,6 +20,7 @@ from pnp_batch.config import RunConfig
 from pnp_batch.errors import InvalidConfig, OutputMismatch
 from pnp_batch.listing import Listing
 from pnp_batch.models import ModelFiles, find, is_directory
+from pnp_batch.process import trim_memory
 from pnp_batch.results import Recorded, Summary
 from pnp_batch.source import SourcePolicy
 from pnp_batch.storage import Storage, absolute
@@ -95,6 +96,10 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
     asked[place] = True
     recorded = np.append(~there.ok if only_failed else there.ok, False)[place]
     todo = np.flatnonzero(recorded if only_failed else ~recorded).astype(np.int32)
+    summary = there.summary(asked[:-1])
+    del there, asked, place, recorded  # as large as the listing's own index
+    every.forget_ids()
+    trim_memory()
     return Job(
         config=config,
         output=output,
@@ -108,7 +113,7 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
             every.recipe[: config.limit],
             config.batch_size or DEFAULT_BATCH_SIZE,
         ),
-        recorded=there.summary(asked[:-1]),
+        recorded=summary,
         todo=todo,
     )
 

@@ -24,7 +24,7 @@ from pnp_batch.config import RunConfig
 from pnp_batch.digest import digests
 from pnp_batch.errors import InvalidManifest, JobError
 from pnp_batch.manifest import Manifest
-from pnp_batch.process import temporary_folder
+from pnp_batch.process import temporary_folder, trim_memory
 from pnp_batch.storage import NO_SPACE
 
 SHOWN = 3
@@ -145,9 +145,15 @@ class Listing:
         self.recipe, self.recipes = index.column("recipe"), index.recipes
         self.guidance = _numbered(index.column("guidance"))
         self._refuse_duplicates(manifest.uri)
+        del index
+        trim_memory()
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.guidance)
+
+    def forget_ids(self) -> None:
+        """Lets `ids` and `hashes` go, once what is recorded has been compared with them."""
+        del self.ids, self.hashes
 
     def _refuse_duplicates(self, where: str) -> None:
         ascending = np.sort(self.ids)

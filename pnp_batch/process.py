@@ -1,7 +1,8 @@
-"""Processes: which machine this is, whether one of its processes runs, and a folder for one."""
+"""Processes: which machine this is, whether one of its processes runs, their folders and memory."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -10,6 +11,8 @@ import tempfile
 import uuid
 from functools import cache
 from pathlib import Path
+
+import pyarrow as pa
 
 FOLDER_PREFIX = "pnp-"  # short: Ray puts sockets below it, whose paths have a limit
 
@@ -34,6 +37,17 @@ def runs(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def trim_memory() -> None:
+    """Gives the system back what freed arrays and tables have left behind.
+
+    They stay with the process otherwise, each beside the next one's.
+    """
+    pa.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def temporary_folder() -> str:

@@ -18,12 +18,15 @@ import pyarrow.parquet as pq
 
 from pnp_batch.digest import digests
 from pnp_batch.parts import ROWS_A_GROUP, PartGone, every_part, some_parts
+from pnp_batch.process import trim_memory
 from pnp_batch.storage import Storage
 
 OK = "ok"
 ERROR = "error"
 _INDEXED = ("row_id", "row_hash", "status", "error_type", "recorded_at")
 _WIDTHS = {"ids": np.uint64, "hashes": np.uint64, "times": np.int64, "kinds": np.int16}
+# What decoding leaves behind is given back after so many records.
+ROWS_A_TRIM = 50_000
 # The kind of error that an ok row has, and the time of a record that has none.
 _NO_ERROR, _NEVER = -1, np.iinfo(np.int64).min
 
@@ -164,11 +167,15 @@ def recorded(storage: Storage) -> Recorded:
 
 def gathered(storage: Storage, columns: Sequence[str] | None) -> tuple[Recorded, list[pa.Table]]:
     """What an output has recorded, and columns of all records in their order; all if None."""
-    index, tables = _Index(), []
+    index, tables, trimmed = _Index(), [], 0
     for name, (schema, groups) in every_part(storage, partial(_indexed, columns=columns)):
         index.add(name, schema, groups)
         if columns is None or columns:
             tables += [group.table for group in groups]
+        del groups
+        if len(index) >= trimmed + ROWS_A_TRIM:
+            trim_memory()
+            trimmed = len(index)
     return index.recorded(storage), tables
 
 
@@ -218,6 +225,9 @@ class _Index:
         self._names: list[str] = []
         self._starts = [0]
         self._schema = pa.schema([])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
 
     def add(self, name: str, schema: pa.Schema, groups: list[_Group]) -> None:
         """Adds the records of a part."""

@@ -29,7 +29,7 @@ CONTROL, LOADER, WRITER = "ray::Control", r"ray::MapBatches\(load\)", "ray::Writ
 WORKERS = (LOADER, jobs.TRANSLATOR, CONTROL, WRITER)
 NODE = (jobs.RAYLET, jobs.CONTROL_STORE)
 FLAGS = ("--method", "copy", "--workers", "1", "--batch-size", "2")
-ROWS, LONG_ROWS, ROUNDS = 400, 4_000, 6
+ROWS, LONG_ROWS, ROUNDS = 400, 10_000, 6
 # Ray gives a lost control store a minute to come back.
 HASTE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
 # The run ended well, broke in its own words, or was killed.
