@@ -28,6 +28,8 @@ EXPIRES_SECONDS = 60.0
 # Two who take over a dead lease at the same moment: the later write stands, the other sees it.
 SETTLE_SECONDS = 1.0
 POLL_SECONDS = 1.0
+# A lease that is left behind keeps runs on other machines waiting: worth trying for a while.
+RELEASE_PATIENCE = 30.0
 
 
 class OutputBusy(JobError):
@@ -105,10 +107,11 @@ class Lease:
         """Gives the output free, if it is still ours."""
         self._ended.set()
         self._thread.join()
+        output = Storage(self._output.uri, RELEASE_PATIENCE)
         with suppress(StorageUnavailable):  # then it expires
-            there = holder(self._output)
+            there = holder(output)
             if there is not None and there.id == self._mine.id:
-                self._output.delete(NAME)
+                output.delete(NAME)
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):

@@ -71,7 +71,8 @@ def among_neighbours(folder: Path, bad: list[int | str], good: int) -> Outcome:
         flags += ("--cache", str(folder / "cache"))
         job = jobs.Job(folder / "manifest.parquet", str(folder / "out"), flags, environ)
         with job.started() as running:
-            code, told = _ended(running, folder / "plug-in"), running.told()
+            code = _ended(running, folder / "plug-in", jobs.PATIENCE / 3 * len(bad))
+            told = running.told()
         reads = Counter(hit[1:].removesuffix(".png") for hit in site.hits)
     names = [f"bad-{number}" for number in range(len(bad))]
     findings = [] if code == 0 else [f"the run ended with {code}: {told}"]
@@ -90,9 +91,9 @@ def among_neighbours(folder: Path, bad: list[int | str], good: int) -> Outcome:
     return Outcome(1, len(bad), len(rows), tuple(findings))
 
 
-def _ended(running: jobs.Running, plug_in: Path) -> int | None:
+def _ended(running: jobs.Running, plug_in: Path, patience: float) -> int | None:
     """The exit code; None if it goes on for ever, or would, as a row is begun again and again."""
-    deadline = time.monotonic() + jobs.PATIENCE
+    deadline = time.monotonic() + patience
     while running.driver.poll() is None and time.monotonic() < deadline:
         if any(n > 2 * ATTEMPTS for scale, n in _begun(plug_in).items() if scale != GOOD):
             return None
