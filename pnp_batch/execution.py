@@ -160,7 +160,11 @@ class Execution:
             fn_constructor_kwargs={**stage, "preload": self._needs_model},
             batch_format="pyarrow",
             batch_size=None,
-            compute=ActorPoolStrategy(size=min(self._workers, self._count)),
+            compute=ActorPoolStrategy(
+                size=min(self._workers, self._count),
+                # Else the first actor that is ready takes blocks that others could begin at once.
+                max_tasks_in_flight_per_actor=1 if self._needs_model else None,
+            ),
             num_cpus=1,
             num_gpus=self._gpus_per_worker or None,
         )
