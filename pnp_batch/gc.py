@@ -6,15 +6,14 @@ kind that runs write is nobody's business here and is never named nor touched.
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
 
-from pnp_batch import lease, record, results
+from pnp_batch import atomic, lease, record, results
 from pnp_batch.latents import LatentCache
-from pnp_batch.storage import TEMPORARY, Storage
+from pnp_batch.storage import Storage
 
 LATENTS = "latents"
 IMAGES = "images"
@@ -86,6 +85,6 @@ def _look(output: Storage, *, latents: bool, busy: bool) -> Garbage:
 def _ours(names: list[str], folders: tuple[str, ...]) -> Iterator[str]:
     """The files that may be leftovers: temporary ones, a dead lease, and those in `folders`."""
     for name in names:
-        temporary = posixpath.basename(name).startswith(TEMPORARY)
-        if temporary or name == lease.NAME or name.partition("/")[0] in folders:
+        known = name == lease.NAME or name.partition("/")[0] in folders
+        if known or atomic.is_temporary(name):
             yield name

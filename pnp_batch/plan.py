@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from pnp_batch.listing import GENERATED
 from pnp_batch.status import measured_rate
 from pnp_batch.storage import Storage
 
-READERS = 8
-AT_A_TIME = 256
 # Achieved TFLOP/s that are assumed where none are given: about a third of a current data-centre
 # GPU in half precision, and one core of a current CPU in single precision.
 ASSUMED_TFLOPS = {"cuda": 150.0, "mps": 3.0, "cpu": 0.05}
@@ -174,12 +171,8 @@ def _cached(job: Job, images: np.ndarray, dtype: str) -> int:
         key = inversion.key(image.tobytes(), row["source_prompt"] or "")
         return cache.name(key) in held
 
-    columns, counted = ["image", "image_bytes", "source_prompt"], 0
-    with ThreadPoolExecutor(READERS) as readers:
-        for begun in range(0, len(images), AT_A_TIME):
-            rows = job.listing.file.take(images[begun : begun + AT_A_TIME], columns)
-            counted += sum(readers.map(found, rows.to_pylist()))
-    return counted
+    columns = ["image", "image_bytes", "source_prompt"]
+    return sum(source.for_each(job.listing.file, images, columns, found))
 
 
 def _latents(job: Job, side: int) -> int:

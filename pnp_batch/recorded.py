@@ -126,9 +126,9 @@ class Recorded:
         try:
             examples = self.records.rows(firsts[codes], ["row_id", "error_message"])
         except PartGone:
-            newer, entries = self._now(self.ids[chosen])
+            newer = recorded(self.records.storage)
             mask = np.zeros(len(newer), bool)
-            mask[entries] = True
+            mask[newer.entries(self.ids[chosen])] = True
             return newer.summary(mask)
         failures = []
         for code, row in zip(codes.tolist(), examples, strict=True):
@@ -138,26 +138,30 @@ class Recorded:
 
     def names(self, entries: np.ndarray, most: int) -> list[str]:
         """The `row_id` of rows by their indices here, so many at most, in recorded order."""
-        numbers = np.sort(self.numbers[entries])[:most]
+        first = entries[np.argsort(self.numbers[entries])[:most]]
+        return [row["row_id"] for row in self.rows(first, ["row_id"])]
+
+    def rows(self, entries: np.ndarray, columns: list[str]) -> list[dict[str, Any]]:
+        """Columns of rows by their indices here, in recorded order; read from their parts now."""
         try:
-            return [row["row_id"] for row in self.records.rows(numbers, ["row_id"])]
+            return self.records.rows(np.sort(self.numbers[entries]), columns)
         except PartGone:
-            newer, entries = self._now(self.ids[entries])
-            return newer.names(entries, most)
+            newer = recorded(self.records.storage)
+            return newer.rows(newer.entries(self.ids[entries]), columns)
+
+    def entries(self, ids: np.ndarray) -> np.ndarray:
+        """The indices here of those rows, by the digests of their ids, that are here."""
+        near = np.searchsorted(self.ids, ids)
+        inside = near < len(self)
+        near, ids = near[inside], ids[inside]
+        found: np.ndarray = near[self.ids[near] == ids]
+        return found
 
     def counting(self) -> np.ndarray:
         """For each of the records whether it is the one that counts."""
         counting = np.zeros(self.records.starts[-1], bool)
         counting[self.numbers] = True
         return counting
-
-    def _now(self, ids: np.ndarray) -> tuple[Recorded, np.ndarray]:
-        """What is recorded now, and the indices there of those ids that are there."""
-        newer = recorded(self.records.storage)
-        near = np.searchsorted(newer.ids, ids)
-        inside = near < len(newer)
-        near, ids = near[inside], ids[inside]
-        return newer, near[newer.ids[near] == ids]
 
 
 def recorded(storage: Storage) -> Recorded:

@@ -7,13 +7,9 @@ wrong with it, and it becomes an error row of the results.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +17,7 @@ import pyarrow.compute as pc
 
 from pnp_batch.config import OPTIONS, RunConfig
 from pnp_batch.errors import did_you_mean
+from pnp_batch.identity import Ids, as_json, derived_seed, guidance_names, row_hashes, sha256
 from pnp_batch.manifest import KNOWN_COLUMNS, LISTED, NUMBER_COLUMNS, Manifest
 
 # The columns of a row before the manifest's own extra ones. `row_hash` tells whether a row has
@@ -47,8 +44,6 @@ SCHEMA = pa.schema(
 # What stands before the name of an extra column, which may be any of ours.
 EXTRA = "extra: "
 SHARES = ("pnp_f_t", "pnp_attn_t", "strength")
-# One encoder for all values: `json.dumps` would make one for each.
-_json = json.JSONEncoder(sort_keys=True, default=str, ensure_ascii=False).encode
 
 
 def expand(manifest: Manifest, config: RunConfig, methods: Collection[str]) -> Iterator[pa.Table]:
@@ -70,19 +65,13 @@ def expand(manifest: Manifest, config: RunConfig, methods: Collection[str]) -> I
         yield expansion.rows(batch, manifest.extra.names)
 
 
-def derived_seed(job_seed: int, row_id: str) -> int:
-    """The seed of a row that names none: a hash of the job's seed and the manifest row's id."""
-    digest = hashlib.sha256(f"{job_seed}/{row_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 class _Expansion:
     """Expands a manifest chunk by chunk; keeps what the chunks have in common."""
 
     def __init__(self, config: RunConfig, methods: Collection[str]) -> None:
         self._config = config
         self._methods = methods
-        self._identical = _Repeats()
+        self._ids = Ids()
 
     def rows(self, chunk: pa.RecordBatch, extra: Sequence[str]) -> pa.Table:
         """The output rows of some manifest rows: one each, or one for each entry of a list."""
@@ -108,9 +97,10 @@ class _Expansion:
         path, data = (pc.struct_field(chunk["image"], part) for part in ("path", "bytes"))
         own["image"] = pc.if_else(pc.equal(path, ""), None, path)
         own["image_bytes"] = data
-        embedded = [None if d is None else _sha256(d) for d in data.to_pylist()]
-        hashes = _row_hashes(chunk, prompts, own["image"].to_pylist(), embedded)
-        ids = list(self._identified(own["row_id"].to_pylist(), hashes))
+        embedded = [None if d is None else sha256(d) for d in data.to_pylist()]
+        images = own["image"].to_pylist()
+        hashes = row_hashes(chunk, prompts.quoted, images, embedded)
+        ids = list(self._ids.of(own["row_id"].to_pylist(), hashes))
         seeds = [
             derived_seed(self._config.seed, row_id) if seed is None else seed
             for seed, row_id in zip(own["seed"].to_pylist(), ids, strict=True)
@@ -123,54 +113,8 @@ class _Expansion:
             value = getattr(self._config, name, None)
             own[name] = own[name] if value is None else pc.fill_null(own[name], value)
         prompted = pc.fill_null(own["source_prompt"], "").to_pylist()
-        origins = _origins(own["image"].to_pylist(), embedded, seeds)
-        own["guidance"] = pa.array(map(_named, origins, prompted), pa.string())
+        own["guidance"] = pa.array(guidance_names(images, embedded, seeds, prompted), pa.string())
         return own
-
-    def _identified(self, given: list[str | None], hashes: list[str]) -> Iterator[str]:
-        """The ids of manifest rows: their own, or what they say and how often it was said."""
-        nameless = [row_hash for name, row_hash in zip(given, hashes, strict=True) if not name]
-        repeats = iter(self._identical.before(nameless))
-        for name, row_hash in zip(given, hashes, strict=True):
-            if name:
-                yield name
-            else:
-                before = next(repeats)
-                yield f"{row_hash[:24]}-{before}" if before else row_hash[:24]
-
-
-class _Repeats:
-    """Counts identical rows, in eight bytes for each distinct one."""
-
-    def __init__(self) -> None:
-        self._once: list[np.ndarray] = []  # sorted, each about half as long as the one before
-        self._more: Counter[int] = Counter()
-
-    def before(self, hashes: Sequence[str]) -> list[int]:
-        """How often each of these hashes stood before, here and in earlier calls."""
-        short = np.array([int(text[:16], 16) for text in hashes], np.uint64)
-        counts, new = [0] * len(short), set[int]()
-        known = self._known(short)
-        for index, value in enumerate(short.tolist()):
-            if known[index] or value in new:
-                self._more[value] += 1
-                counts[index] = self._more[value]
-            new.add(value)
-        self._add(np.unique(short[~known]))
-        return counts
-
-    def _known(self, values: np.ndarray) -> np.ndarray:
-        known = np.zeros(len(values), bool)
-        for earlier in self._once:
-            place = np.searchsorted(earlier, values)
-            known |= earlier[np.minimum(place, len(earlier) - 1)] == values
-        return known
-
-    def _add(self, values: np.ndarray) -> None:
-        while self._once and len(self._once[-1]) <= 2 * len(values):
-            values = np.union1d(self._once.pop(), values)
-        if len(values):
-            self._once.append(values)
 
 
 @dataclass(frozen=True)
@@ -201,7 +145,7 @@ class _Prompts:
         there = lengths[origin] > 0
         flat = pc.list_flatten(lists)
         place = (ends - lengths)[origin] + number
-        parts = [_json(text) for text in flat.to_pylist()]
+        parts = [as_json(text) for text in flat.to_pylist()]
         quoted = [
             f"[{own}]" if is_list else own or "null"
             for start, end, is_list in zip(ends - lengths, ends, listed, strict=True)
@@ -228,46 +172,6 @@ def _column(chunk: pa.RecordBatch, name: str, kind: pa.DataType) -> pa.Array:
     """A column of the manifest; nulls where it has none."""
     known = name in KNOWN_COLUMNS and name in chunk.schema.names
     return chunk[name] if known else pa.nulls(len(chunk), kind)
-
-
-def _row_hashes(
-    chunk: pa.RecordBatch,
-    prompts: _Prompts,
-    images: list[str | None],
-    embedded: list[str | None],
-) -> list[str]:
-    """A hash of what each row says: its JSON, the same from Parquet, CSV and JSON Lines."""
-    names = [name for name in chunk.schema.names if name not in ("image", "prompt", LISTED)]
-    told: dict[str, list[Any]] = {name: chunk[name].to_pylist() for name in names}
-    told["image_bytes"] = embedded
-    fragments = {
-        name: [None if value is None else f"{_json(name)}: {_json(value)}" for value in values]
-        for name, values in told.items()
-    }
-    # These two are told also when they are null.
-    fragments["image"] = [f'"image": {_json(image)}' for image in images]
-    fragments["prompt"] = [f'"prompt": {quoted}' for quoted in prompts.quoted]
-    rows = zip(*(fragments[name] for name in sorted(fragments)), strict=True)
-    texts = ("{" + ", ".join(filter(None, row)) + "}" for row in rows)
-    return [_sha256(text.encode())[:32] for text in texts]
-
-
-def _named(origin: tuple[str, str], source_prompt: str) -> str:
-    """Names a guidance image together with the prompt it is inverted with."""
-    return _sha256(json.dumps([*origin, source_prompt]).encode())[:32]
-
-
-def _origins(
-    images: list[str | None], embedded: list[str | None], seeds: list[int]
-) -> Iterator[tuple[str, str]]:
-    """Where each row's guidance image comes from."""
-    for image, digest, seed in zip(images, embedded, seeds, strict=True):
-        if digest is not None:
-            yield "bytes", digest
-        elif image is not None:
-            yield "uri", image
-        else:
-            yield "generated", str(seed)
 
 
 def _problems(columns: dict[str, pa.Array], methods: Collection[str]) -> list[str | None]:
@@ -301,7 +205,3 @@ def _problems(columns: dict[str, pa.Array], methods: Collection[str]) -> list[st
 
 def _unknown(method: str, methods: Collection[str]) -> str:
     return f"method {method!r} is unknown; {did_you_mean(method, methods)}"
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -16,11 +16,9 @@ import contextlib
 import errno
 import hashlib
 import io
-import os
 import posixpath
 import random
 import time
-import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,9 +26,9 @@ from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
+from pnp_batch import atomic
 from pnp_batch.client import call, client, is_local, lasting_errors, storage_errors
 from pnp_batch.errors import JobError
-from pnp_batch.process import machine, runs
 
 # For who only looks; a run has its own, longer one.
 PATIENCE = 10.0
@@ -42,9 +40,6 @@ LARGEST_CHECKED = 50 * 2**20
 # Of a file that is read in pieces.
 PIECE = 4 * 2**20
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-TEMPORARY = ".tmp-"
-# The oldest that a temporary file of a living writer can be.
-TEMPORARY_SECONDS = 3600.0
 T = TypeVar("T")
 
 __all__ = ["Storage", "StorageUnavailable", "absolute", "is_local"]
@@ -127,9 +122,7 @@ class Storage:
     def write(self, name: str, data: bytes) -> None:
         """Writes a file whole or not at all, replacing what is there."""
         if self.is_local:
-            self._tried(
-                "write", name, lambda: _write_local(Path(self.path(name)), data, replace=True)
-            )
+            self._tried("write", name, lambda: atomic.write(Path(self.path(name)), data))
         else:
             self._tried("write", name, lambda: self._put(name, data))
 
@@ -155,8 +148,7 @@ class Storage:
 
     def files(self, folder: str = "") -> list[str]:
         """Relative names of all files below a folder, sorted; none when it does not exist."""
-        names = list(self.listing(folder))
-        return [n for n in names if not posixpath.basename(n).startswith(TEMPORARY)]
+        return [name for name in self.listing(folder) if not atomic.is_temporary(name)]
 
     def listing(self, folder: str = "") -> dict[str, datetime]:
         """All files below a folder, temporary ones too, and when each was last written."""
@@ -182,12 +174,8 @@ class Storage:
 
     def sweep(self) -> None:
         """Removes the temporary files that killed writers have left; stores have none."""
-        if not self.is_local:
-            return
-        for path in Path(self.path("")).rglob(f"{TEMPORARY}*"):
-            with contextlib.suppress(FileNotFoundError):  # its writer lives, and has just ended
-                if _is_abandoned(path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC)):
-                    path.unlink()
+        if self.is_local:
+            atomic.sweep(Path(self.path("")))
 
     def _info(self, name: str) -> dict[str, Any] | None:
         # Not fsspec's `exists`: it takes every failure for an absence.
@@ -236,7 +224,7 @@ class Storage:
     def _create(self, name: str, data: bytes) -> bool:
         try:
             if self.is_local:
-                _write_local(Path(self.path(name)), data, replace=False)
+                atomic.write(Path(self.path(name)), data, replace=False)
             else:
                 self._put(name, data, mode="create")
         except storage_errors():
@@ -286,36 +274,3 @@ def _written_at(info: dict[str, Any]) -> datetime:
     if not isinstance(told, datetime):
         return datetime.fromtimestamp(told, UTC)
     return told if told.tzinfo else told.replace(tzinfo=UTC)
-
-
-def _is_abandoned(name: str, written: datetime) -> bool:
-    where, _, rest = posixpath.basename(name).removeprefix(TEMPORARY).partition("-")
-    pid = rest.partition("-")[0]
-    if where == machine() and pid.isdigit() and not runs(int(pid)):
-        return True
-    return (datetime.now(UTC) - written).total_seconds() > TEMPORARY_SECONDS
-
-
-def _write_local(path: Path, data: bytes, *, replace: bool) -> None:
-    try:
-        _publish(path, data, replace=replace)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _publish(path, data, replace=replace)
-
-
-def _publish(path: Path, data: bytes, *, replace: bool) -> None:
-    """Writes beside the target, then gives the whole file its name in one step."""
-    writer = f"{machine()}-{os.getpid()}"
-    temporary = path.parent / f"{TEMPORARY}{writer}-{uuid.uuid4().hex}"
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            temporary.replace(path)
-        else:
-            path.hardlink_to(temporary)  # fails where the target exists
-    finally:
-        temporary.unlink(missing_ok=True)

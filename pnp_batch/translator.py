@@ -14,10 +14,10 @@ from pnp_batch.batches import DEFAULT_BATCH_SIZE, PLACE, RECIPE, Place, with_pla
 from pnp_batch.config import RunConfig
 from pnp_batch.engine import Engine
 from pnp_batch.errors import InvalidConfig, InvalidRow, ModelError, did_you_mean
+from pnp_batch.identity import derived_seed
 from pnp_batch.latents import LatentCache
 from pnp_batch.models import DEMO, StableDiffusion, find
 from pnp_batch.origins import Row
-from pnp_batch.rows import derived_seed
 from pnp_batch.storage import Storage
 
 PARAMETERS = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +18,6 @@ from pnp_batch.listing import EMBEDDED, GENERATED, LINKED, Listing
 from pnp_batch.manifest import read
 from pnp_batch.results import Failure
 from pnp_batch.source import SourcePolicy
-
-READERS = 8
-AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
@@ -84,15 +80,11 @@ def validate(config: RunConfig, *, images: bool = False) -> Validation:
 
 def _opened(listing: Listing, firsts: np.ndarray, allowed: SourcePolicy) -> dict[int, RowError]:
     """What is wrong with each guidance image that cannot be used, by the image's number."""
-    failed: dict[int, RowError] = {}
-    with ThreadPoolExecutor(READERS) as readers:
-        for begun in range(0, len(firsts), AT_A_TIME):
-            own = firsts[begun : begun + AT_A_TIME]
-            rows = listing.file.take(own, ["image", "image_bytes"]).to_pylist()
-            errors = readers.map(lambda row: _problem(row, allowed), rows)
-            found = zip(listing.guidance[own].tolist(), errors, strict=True)
-            failed |= {image: error for image, error in found if error is not None}
-    return failed
+    errors = source.for_each(
+        listing.file, firsts, ["image", "image_bytes"], lambda row: _problem(row, allowed)
+    )
+    found = zip(listing.guidance[firsts].tolist(), errors, strict=True)
+    return {image: error for image, error in found if error is not None}
 
 
 def _problem(row: Mapping[str, Any], allowed: SourcePolicy) -> RowError | None:

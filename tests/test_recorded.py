@@ -15,7 +15,7 @@ from pnp_batch import recorded as module
 from pnp_batch.digest import digests
 from pnp_batch.results import Failure, Summary, recorded
 from pnp_batch.storage import Storage, StorageUnavailable
-from tests.records import HISTORY, NOON, OUTCOME, shown, table
+from tests.records import HISTORY, NOON, OUTCOME, SettledMeanwhile, shown, table
 
 
 @pytest.fixture
@@ -163,19 +163,6 @@ def test_few_parts_are_in_memory_at_a_time(output, monkeypatch, ahead, most):
     done = [next(stream) for _ in range(parts.READERS)]
     stream.close()  # what was read ahead is there now
     assert len(done) <= len(read) <= len(done) - 1 + most
-
-
-class SettledMeanwhile(Storage):
-    """Another process settles the results after this one has listed them."""
-
-    listed = 0
-
-    def files(self, folder=""):
-        names = super().files(folder)
-        self.listed += 1
-        if self.listed == 1:
-            results.settle(Storage(self.uri))
-        return names
 
 
 def test_no_row_is_missed_while_a_run_settles(output):

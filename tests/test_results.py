@@ -13,7 +13,7 @@ from pnp_batch import results
 from pnp_batch.errors import InvalidManifest
 from pnp_batch.results import SCHEMA
 from pnp_batch.storage import Storage, StorageUnavailable
-from tests.records import HISTORY, OUTCOME, shown, table
+from tests.records import HISTORY, OUTCOME, SettledMeanwhile, shown, table
 
 EXTRA = pa.schema([("label", pa.string()), ("tags", pa.list_(pa.int8()))])
 
@@ -174,18 +174,6 @@ def test_a_crash_before_old_files_are_deleted_costs_only_another_settling(
 
 
 def test_a_reader_loses_no_row_while_a_run_settles(output):
-    class SettledMeanwhile(Storage):
-        """Another process settles the results after this one has listed them."""
-
-        listed = 0
-
-        def files(self, folder=""):
-            names = super().files(folder)
-            self.listed += 1
-            if self.listed == 1:
-                results.settle(output)
-            return names
-
     for part in HISTORY:
         results.write(output, part)
     assert shown(results.read(SettledMeanwhile(output.uri))) == OUTCOME

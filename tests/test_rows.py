@@ -12,7 +12,8 @@ import pytest
 
 from pnp_batch import manifest
 from pnp_batch.config import RunConfig
-from pnp_batch.rows import EXTRA, SCHEMA, derived_seed, expand
+from pnp_batch.identity import derived_seed
+from pnp_batch.rows import EXTRA, SCHEMA, expand
 
 METHODS = ("pnp", "sdedit")
 

@@ -7,17 +7,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
 from pnp_batch import methods, results, rows, source
 from pnp_batch.config import RunConfig
+from pnp_batch.digest import digests
 from pnp_batch.errors import RowError
 from pnp_batch.job import policy
 from pnp_batch.manifest import Manifest, read
 from pnp_batch.storage import Storage
 
 LARGEST = 500
+# What a page tells of how a picture was made, and what else is read of a recorded row.
+PARAMETERS = (
+    *("method", "steps", "inversion_steps", "guidance_scale", "pnp_f_t", "pnp_attn_t"),
+    *("strength", "negative_prompt", "seed", "seconds"),
+)
+COLUMNS = ["row_id", "prompt", "output", "error_type", "error_message", "resolution", *PARAMETERS]
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Group:
     Attributes:
         image: its URI or path, None for one that was generated or has no name.
         source: as it went to work; None if it was generated or cannot be read.
-        rows: as the results hold them.
+        rows: `COLUMNS` of them, as the results hold them.
     """
 
     image: str | None
@@ -45,9 +51,9 @@ def gallery(config: RunConfig, largest: int = LARGEST) -> list[Group]:
     manifest = read(config.manifest)
     allowed = policy(config, manifest.base)
     asked = _first(manifest, config, largest)
-    there = results.read(Storage(config.output))
-    there = there.filter(pc.is_in(there["row_id"], asked["row_id"].combine_chunks()))
-    recorded = {row["row_id"]: row for row in there.to_pylist()}
+    there = results.recorded(Storage(config.output))
+    entries = there.entries(digests(asked["row_id"]))
+    recorded = {row["row_id"]: row for row in there.rows(entries, COLUMNS)}
     groups: dict[str, Group] = {}
     for row in asked.to_pylist():
         done = recorded.get(row["row_id"])

@@ -14,15 +14,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pnp_batch import record, results
-from pnp_batch.report.gallery import LARGEST, Group, gallery
+from pnp_batch.report.gallery import LARGEST, PARAMETERS, Group, gallery
 from pnp_batch.storage import Storage
 
 FOLDER = "report"
 NAME = f"{FOLDER}/index.html"
-PARAMETERS = (
-    *("method", "steps", "inversion_steps", "guidance_scale", "pnp_f_t", "pnp_attn_t"),
-    *("strength", "negative_prompt", "seed", "seconds"),
-)
 
 
 def write_report(uri: str, largest: int = LARGEST) -> str:

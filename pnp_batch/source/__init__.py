@@ -6,6 +6,7 @@ what they may be. Each failure is a `RowError` whose message names the image and
 
 from PIL import Image
 
+from pnp_batch.source.many import READERS, for_each
 from pnp_batch.source.picture import FORMATS, decode, to_rgb
 from pnp_batch.source.policy import SourcePolicy
 from pnp_batch.source.read import read_source
@@ -17,9 +18,11 @@ EMBEDDED = "the embedded image"
 __all__ = [
     "EMBEDDED",
     "FORMATS",
+    "READERS",
     "SourcePolicy",
     "decode",
     "encode",
+    "for_each",
     "open_image",
     "prepare",
     "read_source",

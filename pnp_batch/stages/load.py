@@ -16,7 +16,6 @@ from pnp_batch.attempts import ATTEMPTS
 from pnp_batch.errors import ImageUndecodable, InvalidRow, RowError
 from pnp_batch.stages.work import Work, kind, text
 
-READERS = 8
 # Many images are read at a time, but one is decoded: at its limit it takes a gigabyte.
 _decoding = threading.Lock()
 # A row that names an image, the first of those that share it.
@@ -75,7 +74,7 @@ def _load_all(
         control.end.remote([name])
     if verdict.together:
         ray.get(control.begin.remote(verdict.together))
-        with ThreadPoolExecutor(READERS) as readers:
+        with ThreadPoolExecutor(source.READERS) as readers:
             read = readers.map(lambda name: _load(images[names[name]], work), verdict.together)
             loaded |= {names[n]: one for n, one in zip(verdict.together, read, strict=True)}
         control.end.remote(verdict.together)

@@ -11,9 +11,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -32,11 +30,12 @@ from pnp_batch.manifest import read
 from pnp_batch.storage import Storage
 from pnp_batch.world import draw, random_spec
 from tests.faults import jobs
+from tests.faults.memory import resident, sampled
 from tests.faults.oracle import Expectation, judge
 from tests.faults.promise import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 PICTURES, SIDE = 20, 32
 SHORT, LONG = (50_000, 250_000), (100_000, 1_000_000)
@@ -172,25 +171,12 @@ def planned(path: Path) -> float:
     return float(done.stderr.split()[-1])
 
 
-@contextmanager
-def watched(running: jobs.Running, seen: list[float] | None = None) -> Iterator[list[float]]:
-    """MiB of the driver alone, a few times a second; what it shares is Ray's object store."""
-    seen, over = [0.0] if seen is None else seen, threading.Event()
-
-    def watch() -> None:
-        process = psutil.Process(running.driver.pid)
-        while not over.wait(0.2) and process.is_running():
-            with suppress(psutil.NoSuchProcess):
-                used = process.memory_info()
-                seen.append((used.rss - getattr(used, "shared", 0)) / 2**20)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        watcher.join()
+def watched(
+    running: jobs.Running, seen: list[float] | None = None
+) -> AbstractContextManager[list[float]]:
+    """MiB of the driver alone while a block runs."""
+    driver = psutil.Process(running.driver.pid)
+    return sampled(lambda: resident([driver]), seen)
 
 
 def _killed_after(running: jobs.Running, rows: int) -> bool:

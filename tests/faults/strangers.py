@@ -9,19 +9,18 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.faults import jobs
 from tests.faults.goods import good_files
+from tests.faults.memory import resident, sampled
 from tests.faults.oracle import Expectation, judge
 from tests.faults.poison import MIB, poison
 from tests.faults.promise import Outcome
@@ -30,6 +29,7 @@ from tests.source.site import SECRET, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from tests.faults.places import Place
     from tests.faults.poison import Poison
@@ -155,35 +155,17 @@ def _job(manifest: Path, output: Path, site: Site) -> jobs.Job:
     return jobs.Job(manifest, str(output), flags, ENVIRON)
 
 
-@contextmanager
-def _watched(running: jobs.Running, kept: Path) -> Iterator[list[float]]:
-    """MiB that are resident in the run's processes, a few times a second.
+def _watched(running: jobs.Running, kept: Path) -> AbstractContextManager[list[float]]:
+    """MiB that are resident in the run's processes while a block runs.
 
     What they write to temporary files is kept, by links in `kept` that outlive the files.
     """
-    seen, over = [0.0], threading.Event()
 
-    def watch() -> None:
-        while not over.wait(0.2):
-            seen.append(_resident(running))
-            _keep(running.folder, kept)
+    def measure() -> float:
+        _keep(running.folder, kept)
+        return resident(process for some in running.processes().values() for process in some)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        watcher.join()
-
-
-def _resident(running: jobs.Running) -> float:
-    total = 0
-    for process in (process for some in running.processes().values() for process in some):
-        with suppress(psutil.Error):
-            used = process.memory_info()
-            total += used.rss - getattr(used, "shared", 0)
-    return total / 2**20
+    return sampled(measure)
 
 
 def _keep(folder: Path, kept: Path) -> None:

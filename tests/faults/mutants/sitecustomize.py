@@ -34,18 +34,18 @@ def of(module: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     return register
 
 
-@of("pnp_batch.storage")
-def torn_write(storage: Any) -> None:
+@of("pnp_batch.atomic")
+def torn_write(atomic: Any) -> None:
     """Local files are written in place and in two halves."""
 
-    def write(path: Any, data: bytes, *, replace: bool) -> None:
+    def write(path: Any, data: bytes, *, replace: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb" if replace else "xb", buffering=0) as file:
             file.write(data[: len(data) // 2])
             time.sleep(0.001)  # long enough to be seen
             file.write(data[len(data) // 2 :])
 
-    storage._write_local = write
+    atomic.write = write
 
 
 @of("pnp_batch.storage")
