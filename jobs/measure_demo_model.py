@@ -22,6 +22,7 @@ from PIL import Image
 from pnp_batch import Translator
 from pnp_batch.diffusion.schedule import make_schedule
 from pnp_batch.report.sheet import Drawn, draw_sheet
+from pnp_batch.steps import Sampling
 from pnp_batch.training import data
 from pnp_batch.training.influence import influence
 from pnp_batch.world import benchmark, compare, draw
@@ -116,7 +117,7 @@ def _model_alone(translator: Translator, count: int) -> dict[str, Any]:
     psnr = [_psnr(image, _through_vae(translator, image)) for image in images]
     latents = torch.stack([model.encode(image) for image in images])
     pair = (latents[: count // 2], latents[count // 2 : count // 2 * 2])
-    levels = make_schedule(model.files.configs["scheduler"], 1).alpha_bar
+    levels = make_schedule(model.files.configs["scheduler"], Sampling(1)).alpha_bar
     found = {t: influence(model.unet, pair, model.text("")[None], t, levels[t]) for t in TIMES}
     by_layer = {name: {str(t): found[t][name] for t in TIMES} for name in found[TIMES[0]]}
     return {"drawings": count, "vae_psnr": float(np.mean(psnr)), "influence": by_layer}

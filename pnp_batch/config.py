@@ -1,7 +1,6 @@
-"""The configuration of a job: one frozen dataclass, from defaults, file, environment and flags.
+"""The configuration of a job: one frozen dataclass with defaults, limits and help of every option.
 
-In: a YAML file, `PNP_BATCH_*` variables, flags. Out: a validated `RunConfig`, whose fields are at
-once the Python API, the keys of a configuration file and the options of `pnp-batch run`.
+Its fields are at once the Python API, the keys of a job file and the options of `pnp-batch run`.
 """
 
 from __future__ import annotations
@@ -9,17 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
-import yaml
+from pnp_batch.errors import InvalidConfig, did_you_mean
+from pnp_batch.steps import Sampling
 
-from pnp_batch.errors import InvalidConfig, WrongUsage, did_you_mean
-
-ENV_PREFIX = "PNP_BATCH_"
 FITS = ("crop", "stretch", "pad")
 IMAGE_FORMATS = ("png", "jpg", "webp")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -89,6 +85,14 @@ class RunConfig:
         type=float,
         low=0.0,
         high=1.0,
+        shapes=True,
+    )
+    deep_every: int = _option(
+        1,
+        "the whole UNet in every N-th step only, its outermost layers in those between",
+        type=int,
+        low=1,
+        high=1000,
         shapes=True,
     )
     resolution: int | None = _option(
@@ -186,9 +190,14 @@ class RunConfig:
             )
 
     @property
+    def sampling(self) -> Sampling:
+        """How it samples and inverts."""
+        return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
+
+    @property
     def inversion(self) -> int:
         """Inversion steps, resolved."""
-        return self.inversion_steps or self.steps
+        return self.sampling.inversion
 
     @property
     def cache_uri(self) -> str:
@@ -200,7 +209,6 @@ class RunConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-_SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 # A user and a password before the host; abfs://container@account is none.
 _CREDENTIALS = re.compile(r"[A-Za-z0-9+.-]+://[^/@]*:[^/@]*@")
 
@@ -250,74 +258,6 @@ def flag(name: str) -> str:
 def default_of(name: str) -> Any:  # noqa: ANN401 - the type is the field's
     """The default of a field of `RunConfig`."""
     return next(f.default for f in fields(RunConfig) if f.name == name)
-
-
-def read_file(text: str, path: str) -> dict[str, Any]:
-    """Parses a YAML job file. Raises `InvalidConfig` that names the file and an unknown key."""
-    try:
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise InvalidConfig(f"{path}{line}: not valid YAML", "mend the file") from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, Mapping):
-        raise InvalidConfig(f"{path}: expected `key: value` lines", "see `pnp-batch run --help`")
-    known = {f.name for f in fields(RunConfig)}
-    for key in loaded:
-        if key not in known:
-            raise InvalidConfig(f"{path}: unknown key {key!r}", did_you_mean(str(key), known))
-    return dict(loaded)
-
-
-def read_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The fields set by `PNP_BATCH_*` variables, such as `PNP_BATCH_STEPS=20`."""
-    found: dict[str, Any] = {}
-    environ = os.environ if environ is None else environ
-    for name, option in OPTIONS.items():
-        text = environ.get(ENV_PREFIX + name.upper())
-        if text is None:
-            continue
-        if isinstance(default_of(name), tuple):
-            found[name] = tuple(part for part in text.split(",") if part)
-            continue
-        try:
-            found[name] = _SWITCH[text.lower()] if option.type is bool else option.type(text)
-        except (ValueError, KeyError) as error:
-            raise InvalidConfig(
-                f"{ENV_PREFIX}{name.upper()}={text!r}: expected {option.type.__name__}",
-                f"unset it, or see {flag(name)}",
-            ) from error
-    return found
-
-
-def build(
-    flags: Mapping[str, Any],
-    file: Mapping[str, Any] | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> RunConfig:
-    """Merges defaults < file < environment < flags. `flags` holds only what was given."""
-    merged = {**(file or {}), **read_environment(environ), **flags}
-    for name, what in (("manifest", "a MANIFEST"), ("output", "--output URI")):
-        if not isinstance(merged.get(name), str) or not merged[name]:
-            raise WrongUsage(f"{what} is missing", "pnp-batch run MANIFEST --output URI")
-    return RunConfig(**merged)
-
-
-def command(config: RunConfig) -> list[str]:
-    """The arguments of `pnp-batch` that run this job, with the flags that are not defaults."""
-    words = ["run", config.manifest, "--output", config.output]
-    for name in OPTIONS:
-        value = getattr(config, name)
-        if value == default_of(name):
-            continue
-        if isinstance(value, bool):
-            words.append(flag(name))
-        else:
-            for part in value if isinstance(value, tuple) else (value,):
-                words += [flag(name), f"{part}"]
-    return words
 
 
 def shaping(config: RunConfig) -> dict[str, Any]:

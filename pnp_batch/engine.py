@@ -22,6 +22,7 @@ from pnp_batch.errors import JobError, ModelError, OutOfMemory, RowError
 from pnp_batch.latents import Inversion, LatentCache
 from pnp_batch.models import StableDiffusion
 from pnp_batch.origins import Origin, Origins, Row, filled, picture
+from pnp_batch.steps import Sampling
 
 LONGEST_TOLD = 300
 
@@ -49,7 +50,7 @@ class Engine:
 
     Args:
         model: the loaded model.
-        steps, inversion_steps: of sampling and of inversion.
+        sampling: steps and solver, of sampling and of inversion.
         resolution: side of the working images; every row's `pixels` has it.
         cache: where trajectories are kept between jobs, or None.
     """
@@ -58,28 +59,23 @@ class Engine:
         self,
         model: StableDiffusion,
         *,
-        steps: int,
-        inversion_steps: int,
+        sampling: Sampling,
         resolution: int,
         cache: LatentCache | None = None,
     ) -> None:
         self.model = model
         self.unet = UNet(model.unet)
-        self.schedule = make_schedule(model.files.configs["scheduler"], steps)
+        self.schedule = make_schedule(model.files.configs["scheduler"], sampling)
         self.resolution = resolution
-        inversion = Inversion(
-            model=model.files.digest,
-            steps=steps,
-            inversion_steps=inversion_steps,
-            resolution=resolution,
-            dtype=str(model.dtype).removeprefix("torch."),
-        )
+        dtype = str(model.dtype).removeprefix("torch.")
+        inversion = Inversion.of(sampling, model.files.digest, resolution, dtype)
         self.origins = Origins(model, self.unet, self.schedule, inversion, cache)
 
     def prepare(self, rows: Sequence[Row]) -> None:
         """Finds or makes the origins of rows, which a `translate` of them then remembers."""
         for grid in pack(rows):
             self.origins.find(*_led(grid))
+        self.origins.settle()
 
     def translate(
         self,
@@ -97,12 +93,17 @@ class Engine:
             tight: no padding. Less memory, but not quite the bits of the padded batch.
 
         Yields:
-            One outcome a row, in the order of the batches.
+            One outcome a row, in the order of the batches. Inversions that were made are in the
+            cache when the last one has been taken.
         """
-        for grid in pack(rows):
-            if not begin(grid.rows):
-                return
-            yield from self._fitting(_tight(grid.rows) if tight else grid)
+        self.origins.expect(row for row in rows if methods.get(row.method).inverts)
+        try:
+            for grid in pack(rows):
+                if not begin(grid.rows):
+                    return
+                yield from self._fitting(_tight(grid.rows) if tight else grid)
+        finally:
+            self.origins.settle()
 
     def _fitting(self, grid: Grid[Row]) -> Iterator[Outcome]:
         """Runs a batch; when memory runs out, its halves; what else fails, each row alone."""

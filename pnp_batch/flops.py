@@ -14,6 +14,7 @@ from typing import Any
 from pnp_batch.errors import InvalidModel
 
 _FEATURE_SITE = "up_blocks[1].resnets[1]"
+_LAST_LAYER = "up_blocks[3].resnets[2]"
 # Decoder layers 4-11, in execution order: the last one ends the guidance branch.
 _ATTENTION_SITES = [f"up_blocks[{n // 3}].attentions[{n % 3}].attn1" for n in range(4, 12)]
 # What all Stable Diffusion 1.x and 2.x models have in common, and what the walk relies on.
@@ -40,6 +41,9 @@ class UNetFlops:
     to_attention: float  # up to and with q and k of up_blocks[3].attentions[2].attn1
     qk_shared: float  # q, k and QK^T of the eight injected self-attentions
     feature_branch: float  # conv1, time projection and conv2 of the feature site
+    shallow: float  # time embedding, first convolution, decoder layer 11, last convolution
+    shallow_to_attention: float  # the same, up to and with q and k of decoder layer 11
+    shallow_qk: float  # q, k and QK^T of decoder layer 11
 
 
 @dataclass
@@ -116,12 +120,16 @@ def unet_flops(config: Mapping[str, Any], resolution_latent: int, tokens: int) -
     Plug-and-Play (Tumanyan et al. 2023, decoder layers 4-11) do not exist.
     """
     marks = _walk_unet(config, resolution_latent, tokens)
+    first, last = marks["down_blocks[0].resnets[0]"], _ATTENTION_SITES[-1]
     return UNetFlops(
         full=float(marks["end"]),
         to_feature=float(marks[f"{_FEATURE_SITE}.conv2"]),
         to_attention=float(marks[f"{_ATTENTION_SITES[-1]}.to_k"]),
         qk_shared=float(sum(marks[f"{site}.scores"] - marks[site] for site in _ATTENTION_SITES)),
         feature_branch=float(marks[f"{_FEATURE_SITE}.conv2"] - marks[_FEATURE_SITE]),
+        shallow=float(first + marks["end"] - marks[_LAST_LAYER]),
+        shallow_to_attention=float(first + marks[f"{last}.to_k"] - marks[_LAST_LAYER]),
+        shallow_qk=float(marks[f"{last}.scores"] - marks[last]),
     )
 
 

@@ -7,7 +7,7 @@ rows are to be done. `run`, `plan` and `retry` begin here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,8 @@ class Job:
         schema: of the results.
         policy: where guidance images may come from.
         listing: the rows of the manifest.
-        places: of the rows asked for, which are the first ones of the listing.
+        places: of the rows asked for, which are the first ones of the listing,
+        batch_size: in batches of so many.
         recorded: what the output holds of them.
         todo: indices of the rows to do.
     """
@@ -55,6 +56,7 @@ class Job:
     policy: SourcePolicy
     listing: Listing
     places: Places
+    batch_size: int
     recorded: Summary
     todo: np.ndarray
 
@@ -62,6 +64,13 @@ class Job:
     def total(self) -> int:
         """Rows asked for."""
         return len(self.places.share)
+
+    def in_batches_of(self, batch_size: int) -> Job:
+        """The same job with so many rows in a UNet batch."""
+        if batch_size == self.batch_size:
+            return self
+        placed = _places(self.listing, self.config.limit, batch_size)
+        return replace(self, places=placed, batch_size=batch_size)
 
 
 def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
@@ -108,14 +117,15 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
         schema=schema,
         policy=policy(config, read.base),
         listing=every,
-        places=places(
-            every.guidance[: config.limit],
-            every.recipe[: config.limit],
-            config.batch_size or DEFAULT_BATCH_SIZE,
-        ),
+        places=_places(every, config.limit, config.batch_size or DEFAULT_BATCH_SIZE),
+        batch_size=config.batch_size or DEFAULT_BATCH_SIZE,
         recorded=summary,
         todo=todo,
     )
+
+
+def _places(every: Listing, limit: int | None, batch_size: int) -> Places:
+    return places(every.guidance[:limit], every.recipe[:limit], batch_size)
 
 
 def policy(config: RunConfig, base: str) -> SourcePolicy:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from pnp_batch.steps import Sampling
 from pnp_batch.storage import Storage
 
 FORMAT = "pnp-batch-latents-1"
 TENSOR = "trajectory"
+AT_ONCE = 8  # reads and writes of one process
 logger = logging.getLogger(__name__)
 
 
@@ -29,7 +33,7 @@ class Inversion:
     Attributes:
         model: digest of the model, which covers its schedule.
         steps: sampling steps, whose timesteps are kept.
-        inversion_steps: steps of the inversion.
+        inversion_steps, deep_every: of the inversion.
         resolution: side of the working image.
         dtype: what the UNet computes in, such as `float32`.
     """
@@ -37,8 +41,15 @@ class Inversion:
     model: str
     steps: int
     inversion_steps: int
+    deep_every: int
     resolution: int
     dtype: str
+
+    @classmethod
+    def of(cls, sampling: Sampling, model: str, resolution: int, dtype: str) -> Inversion:
+        """The inversion of a job."""
+        steps, inversion, deep = sampling.steps, sampling.inversion, sampling.deep_every
+        return cls(model, steps, inversion, deep, resolution, dtype)
 
     def key(self, pixels: bytes, prompt: str) -> str:
         """The name of one inversion: a hash of everything that shapes it.
@@ -89,6 +100,43 @@ class LatentCache:
         """Writes an entry whole, replacing whatever was there; equal keys have equal content."""
         entry = np.ascontiguousarray(trajectory)
         self.storage.write(self.name(key), save({TENSOR: entry}, _metadata(key, entry)))
+
+
+class Overlapped:
+    """A latent cache that is read ahead and written behind: the device does not wait for it.
+
+    What `put` was given is on storage once `settle` has returned, and not before.
+    """
+
+    def __init__(self, cache: LatentCache) -> None:
+        self._cache = cache
+        self._threads = ThreadPoolExecutor(AT_ONCE)
+        self._coming: dict[str, Future[np.ndarray | None]] = {}
+        self._going: list[Future[None]] = []
+
+    def expect(self, keys: Iterable[str]) -> None:
+        """Begins to read entries that `get` will be asked for."""
+        for key in keys:
+            if key not in self._coming:
+                self._coming[key] = self._threads.submit(self._cache.get, key)
+
+    def get(self, key: str) -> np.ndarray | None:
+        """As `LatentCache.get`."""
+        coming = self._coming.pop(key, None)
+        return self._cache.get(key) if coming is None else coming.result()
+
+    def put(self, key: str, trajectory: np.ndarray) -> None:
+        """Begins to write an entry, of which nobody may change the array any more."""
+        self._going.append(self._threads.submit(self._cache.put, key, trajectory))
+
+    def settle(self) -> None:
+        """Waits for what is being written, and raises what a write raised."""
+        going, self._going = self._going, []
+        for coming in self._coming.values():
+            coming.cancel()
+        self._coming = {}
+        for written in going:
+            written.result()
 
 
 def _metadata(key: str, trajectory: np.ndarray) -> dict[str, str]:

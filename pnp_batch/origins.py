@@ -7,7 +7,7 @@ batch, taken from the latent cache, inverted, or generated from a source prompt.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from pnp_batch.diffusion.inversion import invert
 from pnp_batch.diffusion.sampling import Prompts, generate, noise
 from pnp_batch.diffusion.schedule import Schedule
 from pnp_batch.diffusion.unet import UNet
-from pnp_batch.latents import Inversion, LatentCache
+from pnp_batch.latents import Inversion, LatentCache, Overlapped
 from pnp_batch.methods import Method
 from pnp_batch.models import StableDiffusion
 
@@ -81,7 +81,7 @@ class Origins:
         self._unet = unet
         self._schedule = schedule
         self.inversion = inversion
-        self._cache = cache
+        self._cache = Overlapped(cache) if cache else None
         self._found: OrderedDict[str, Origin] = OrderedDict()
 
     @property
@@ -89,6 +89,18 @@ class Origins:
         """Channels, height and width of the latents."""
         side = self.inversion.resolution // self._model.files.scale_factor
         return int(self._model.files.configs["unet"]["in_channels"]), side, side
+
+    def expect(self, rows: Iterable[Row]) -> None:
+        """Begins to read from the cache what a later `find` of these rows will need."""
+        if self._cache is None:
+            return
+        new = {row.guidance: row for row in rows if row.guidance not in self._found}
+        self._cache.expect(self.key(row) for row in new.values() if row.pixels is not None)
+
+    def settle(self) -> None:
+        """Returns once every inversion that was made is in the cache; raises if one cannot be."""
+        if self._cache is not None:
+            self._cache.settle()
 
     def find(self, leaders: list[Row | None], method: Method) -> dict[str, Origin]:
         """The origin of each image: remembered, cached, or made now, all in one batch."""
@@ -139,7 +151,6 @@ class Origins:
             torch.stack([encoded[row.guidance] for row in rows]),
             torch.stack([self._model.text(row.source_prompt) for row in rows]),
             self._schedule,
-            self.inversion.inversion_steps,
         )
         for slot, wanted in enumerate(slots):
             if wanted is None:

@@ -7,13 +7,10 @@ others.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-
-import ray
 
 from pnp_batch import cluster, lease, record, results
 from pnp_batch.config import RunConfig
@@ -23,21 +20,17 @@ from pnp_batch.errors import (
     EXIT_TOO_MANY_FAILED,
     JobError,
 )
-from pnp_batch.execution import Execution, RunBroken
+from pnp_batch.execution import Execution
 from pnp_batch.job import Job, prepare
 from pnp_batch.lease import Lease
-from pnp_batch.models import ModelFiles
 from pnp_batch.record import Record
+from pnp_batch.resources import Resources, resources
 from pnp_batch.results import Summary
 from pnp_batch.stages import Work
 from pnp_batch.storage import Storage
 
 RECORD_SECONDS = 5.0
 COUNTED = ("cached", "inverted", "damaged")
-# What an actor on a CPU needs: torch and diffusers, and weights stored in half precision that
-# are computed in single, with room for activations.
-BYTES_OF_PROCESS = 1 << 30
-BYTES_A_WEIGHT = 3
 
 
 class Interrupted(JobError):
@@ -146,11 +139,12 @@ def _sweep(job: Job) -> None:
 
 def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
     """Runs a checked job on the connected cluster."""
-    work, workers, share = _resolved(job)
-    settings = {**job.settings, "device": work.device, "dtype": work.dtype}
+    on = resources(job)
+    job = job.in_batches_of(on.batch_size)
+    settings = {**job.settings, "device": on.device, "dtype": on.dtype}
     record.refuse_other(job.output, settings)
     journal = _Journal(job, settings)
-    with Execution(job, work, workers, share) as execution:
+    with Execution(job, _work(job, on), on.workers, on.gpus_per_worker) as execution:
         for _ in execution.watch():
             progress = _progress(job, begun, execution.phase, execution)
             say(progress)
@@ -201,39 +195,16 @@ def _result(job: Job, state: str, progress: Progress) -> RunResult:
     return RunResult(job.output.uri, state, code, job.total, summary, progress)
 
 
-@ray.remote
-def _has_bfloat16() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-
-
-def _resolved(job: Job) -> tuple[Work, int, float]:
-    """Settles device and dtype, number of actors and their GPU share from what there is."""
-    config, available = job.config, cluster.gpus()
-    device = config.device
-    if device == "auto":
-        apple = platform.system() == "Darwin" and platform.machine() == "arm64"
-        device = "cuda" if available else "mps" if apple and not config.address else "cpu"
-    if device == "cuda" and not available:
-        raise RunBroken("--device cuda, but the cluster has no GPU", "use --device cpu")
-    share = (config.gpus_per_worker or 1.0) if device == "cuda" else 0.0
-    workers = config.workers or _auto_workers(job.model, available, share)
-    dtype = config.dtype
-    if dtype == "auto":
-        dtype = "float32"
-        if device == "cuda":
-            probe = _has_bfloat16.options(num_gpus=share).remote()
-            dtype = "bfloat16" if ray.get(probe) else "float16"
-    work = Work(
+def _work(job: Job, on: Resources) -> Work:
+    config = job.config
+    return Work(
         output=job.output,
         cache=Storage(config.cache_uri, config.storage_patience),
         model=job.model,
-        device=device,
-        dtype=dtype,
-        threads=max(1, cluster.cores() // workers),
-        steps=config.steps,
-        inversion_steps=config.inversion,
+        device=on.device,
+        dtype=on.dtype,
+        threads=on.threads,
+        sampling=config.sampling,
         resolution=int(job.settings["resolution"]),
         fit=config.fit,
         image_format=config.image_format,
@@ -241,17 +212,6 @@ def _resolved(job: Job) -> tuple[Work, int, float]:
         policy=job.policy,
         row_timeout=config.row_timeout,
     )
-    return work, workers, share
-
-
-def _auto_workers(model: ModelFiles, available: float, share: float) -> int:
-    """One actor for each GPU share; on CPUs one for each core, as far as memory reaches."""
-    if share:
-        return max(1, int(available / share))
-    # Single-threaded actors do more together than threads do for one of them.
-    needed = BYTES_OF_PROCESS + BYTES_A_WEIGHT * model.weight_bytes
-    memory = ray.cluster_resources().get("memory", 0.0)
-    return max(1, min(cluster.cores(), int(memory * 0.8 / needed)))
 
 
 class _Journal:

@@ -160,7 +160,7 @@ def _cached(job: Job, images: np.ndarray, dtype: str) -> int:
     if not held:
         return 0
     side = int(job.settings["resolution"])
-    inversion = Inversion(job.model.digest, job.config.steps, job.config.inversion, side, dtype)
+    inversion = Inversion.of(job.config.sampling, job.model.digest, side, dtype)
 
     def found(row: Mapping[str, Any]) -> bool:
         try:
@@ -198,28 +198,36 @@ class _Spending:
 def _spending(job: Job, rows: np.ndarray, inversions: int) -> _Spending:
     """Evaluations and FLOPs: inversions, guidance branches, and translated rows."""
     unet, encode, decode = _counted(job)
-    steps = job.config.steps
-    each = (steps - 1) * (job.config.inversion // steps) + 1
+    sampling = job.config.sampling
+    each = (sampling.steps - 1) * (sampling.inversion // sampling.steps) + 1
+    whole, shallow = sampling.evaluations(each)
     spent: Counter[str] = Counter({"inversion": inversions * each})
-    flop = inversions * (each * unet.full + encode)
+    flop = inversions * (whole * unet.full + shallow * unet.shallow + encode)
     flop += len(_firsts(job, _encoded(job, rows, inverted=False))) * encode
     drawn = len(_firsts(job, rows[job.listing.origin[rows] == GENERATED]))
-    spent["generated_guidance"] = drawn * 2 * steps
-    flop += drawn * (2 * steps * unet.full + decode)
-    # q and k of what is injected are not computed in the translated rows, nor is its residual
-    # branch; the product of q and k still is.
+    whole, shallow = sampling.evaluations(sampling.steps)
+    spent["generated_guidance"] = drawn * 2 * sampling.steps
+    flop += drawn * (2 * whole * unet.full + 2 * shallow * unet.shallow + decode)
     for recipe, count, images in _recipes(job, rows):
         method = methods.get(str(recipe["method"]))
         given = {name: recipe[name] for name in RECIPE[1:] if recipe[name] is not None}
-        cost = method.cost(steps, given)
-        spent["guidance"] += images * (cost.guidance_to_attention + cost.guidance_to_feature)
-        spent["translated"] += count * cost.translated
-        flop += images * cost.guidance_to_attention * unet.to_attention
-        flop += images * cost.guidance_to_feature * unet.to_feature
-        flop += count * cost.translated * unet.full
-        flop -= count * cost.injected_features * unet.feature_branch
-        flop += count * decode * method.uses_model
+        cost = method.cost(sampling, given)
+        guidance, translated = _flops(cost, unet)
+        spent["guidance"] += images * cost.guidance
+        spent["translated"] += count * (cost.translated + cost.translated_shallow)
+        flop += images * guidance + count * (translated + decode * method.uses_model)
     return _Spending(spent, flop / 1e12)
+
+
+def _flops(cost: methods.Cost, unet: UNetFlops) -> tuple[float, float]:
+    """FLOPs of a guidance branch, and of a row, which does not compute what is injected."""
+    guidance = cost.guidance_to_attention * unet.to_attention
+    guidance += cost.guidance_to_feature * unet.to_feature
+    guidance += cost.guidance_shallow * unet.shallow_to_attention
+    row = cost.translated * unet.full + cost.translated_shallow * unet.shallow
+    row -= cost.injected_features * unet.feature_branch
+    row -= cost.injected_attention * unet.qk_shared + cost.injected_shallow * unet.shallow_qk
+    return guidance, row
 
 
 def _recipes(job: Job, rows: np.ndarray) -> list[tuple[dict[str, Any], int, int]]:

@@ -59,6 +59,7 @@ SCHEMA = pa.schema(
         ("strength", pa.float64()),
         ("steps", pa.int32()),
         ("inversion_steps", pa.int32()),
+        ("deep_every", pa.int32()),
         ("resolution", pa.int32()),
         ("fit", pa.string()),
         ("row_hash", pa.string()),

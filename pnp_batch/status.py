@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from pnp_batch import config, record, results
+from pnp_batch import given, record, results
 from pnp_batch.record import Record
 from pnp_batch.results import Failure, Recorded
 from pnp_batch.storage import Storage
@@ -72,7 +72,7 @@ def status(uri: str) -> Status:
         started_at=there.started_at,
         updated_at=there.updated_at,
         failures=summary.failures,
-        command=shlex.join(["pnp-batch", *config.command(there.as_config(uri))]),
+        command=shlex.join(["pnp-batch", *given.command(there.as_config(uri))]),
     )
 
 

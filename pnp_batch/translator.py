@@ -18,6 +18,7 @@ from pnp_batch.identity import derived_seed
 from pnp_batch.latents import LatentCache
 from pnp_batch.models import DEMO, StableDiffusion, find
 from pnp_batch.origins import Row
+from pnp_batch.presets import PRESET, with_preset
 from pnp_batch.storage import Storage
 
 PARAMETERS = (
@@ -29,6 +30,7 @@ PARAMETERS = (
     "pnp_f_t",
     "pnp_attn_t",
     "strength",
+    "deep_every",
     "resolution",
     "fit",
     "batch_size",
@@ -73,8 +75,9 @@ class Translator:
         Args:
             images: B PIL images of any size and mode.
             prompts: B entries, each a text or a list of texts.
-            **parameters: those of `PARAMETERS`, with the meaning, limits and defaults of the
-                options of `pnp-batch run`. The noise of a picture comes from `seed` and its pixels.
+            **parameters: `preset` and those of `PARAMETERS`, with the meaning, limits and defaults
+                of the options of `pnp-batch run`. The noise of a picture comes from `seed` and its
+                pixels.
 
         Returns:
             B entries: a PIL image for a text, a list of PIL images for a list. Each is RGB and
@@ -110,8 +113,7 @@ class Translator:
             )
         engine = Engine(
             self.model,
-            steps=config.steps,
-            inversion_steps=config.inversion,
+            sampling=config.sampling,
             resolution=self.model.files.working_resolution(config.resolution),
             cache=self._cache,
         )
@@ -119,10 +121,11 @@ class Translator:
 
 
 def _config(parameters: dict[str, Any]) -> RunConfig:
+    known = (PRESET, *PARAMETERS)
     for name in parameters:
-        if name not in PARAMETERS:
-            raise InvalidConfig(f"unknown parameter {name!r}", did_you_mean(name, PARAMETERS))
-    config = RunConfig(manifest="-", output="-", **parameters)
+        if name not in known:
+            raise InvalidConfig(f"unknown parameter {name!r}", did_you_mean(name, known))
+    config = RunConfig(manifest="-", output="-", **with_preset(parameters))
     methods.get(config.method)
     return config
 

@@ -91,10 +91,14 @@ def ddim(output, x, now: float, then: float, prediction: str):
 
 @dataclass(frozen=True)
 class Features:
-    """What PnP carries over: f of decoder layer 4, (q, k) of layers 4 to 11; None is nothing."""
+    """What PnP carries over: f of decoder layer 4, (q, k) of layers 4 to 11; None is nothing.
+
+    And what DeepCache does: the output of decoder layer 10.
+    """
 
     f: torch.Tensor | None = None
-    qk: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    qk: list[tuple[torch.Tensor, torch.Tensor] | None] | None = None
+    deep: torch.Tensor | None = None
 
 
 NOTHING = Features()
@@ -139,6 +143,13 @@ def evaluate(unet, x, t: int, text, given: Features = NOTHING):
     conv = block.conv2
     processors = [attention.processor for attention in attentions]
 
+    deep = []
+
+    def note_or_give(module, args, output):
+        deep.append(output[0] if given.deep is None else given.deep)
+        return (deep[0], *output[1:])
+
+    hook = layers[-2].register_forward_hook(note_or_give)
     noting_conv = NotingConv(conv, given.f)
     noting = [NotingAttention(qk) for qk in given.qk or [None] * len(attentions)]
     block.conv2 = noting_conv
@@ -148,10 +159,11 @@ def evaluate(unet, x, t: int, text, given: Features = NOTHING):
         with torch.no_grad():
             output = unet(x, t, text).sample
     finally:
+        hook.remove()
         block.conv2 = conv
         for attention, processor in zip(attentions, processors, strict=True):
             attention.processor = processor
-    return output, Features(noting_conv.noted, [processor.noted for processor in noting])
+    return output, Features(noting_conv.noted, [one.noted for one in noting], deep[0])
 
 
 # ---------------------------------------------------------------------------------- algorithms
@@ -255,3 +267,47 @@ def translate(unet, trajectory, source_text, edit: Edit, noise: Noise):
     """Guidance pass, then translated pass, of one image with one prompt."""
     features = guidance_pass(unet, trajectory, source_text, noise)
     return translated_pass(unet, trajectory[noise.timesteps[0]], features, edit, noise)
+
+
+def reusing(unet, every: int):
+    """`evaluate`, which but in every so many-th step takes over a branch's own deep features.
+
+    They are what decoder layer 10 put out in the branch's latest whole step (DeepCache: Ma et al.,
+    arXiv 2312.00858, section 3.2).
+    """
+    deep = {}
+
+    def met(branch: str, step: int, x, t: int, text, given: Features = NOTHING):
+        given = replace(given, deep=deep[branch] if step % every else None)
+        output, features = evaluate(unet, x, t, text, given)
+        deep[branch] = features.deep
+        return output, features
+
+    return met
+
+
+def invert_reusing(unet, x0, text, noise: Noise, every: int) -> dict[int, torch.Tensor]:
+    """As `invert`, at the sampling timesteps."""
+    latents, x, s, met = {}, x0, None, reusing(unet, every)
+    for step, t in enumerate(noise.timesteps[::-1]):
+        output, _ = met("guidance", step, x, t, text)
+        latents[t] = x = ddim(output, x, noise.at(s), noise.at(t), noise.prediction)
+        s = t
+    return latents
+
+
+def translate_reusing(unet, trajectory, source_text, edit: Edit, noise: Noise, every: int):
+    """As `translate`."""
+    x, steps, met = trajectory[noise.timesteps[0]], len(noise.timesteps), reusing(unet, every)
+    for i, t in enumerate(noise.timesteps):
+        _, features = met("guidance", i, trajectory[t], t, source_text)
+        given = Features(
+            f=features.f if i < int(steps * edit.pnp_f_t) else None,
+            qk=features.qk if i < int(steps * edit.pnp_attn_t) else None,
+        )
+        negative, _ = met("negative", i, x, t, edit.negative, given)
+        target, _ = met("target", i, x, t, edit.target, given)
+        output = negative + edit.scale * (target - negative)
+        below = noise.timesteps[i + 1] if i + 1 < steps else None
+        x = ddim(output, x, noise.at(t), noise.at(below), noise.prediction)
+    return x

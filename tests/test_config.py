@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 
-from pnp_batch import config
+from pnp_batch import config, given
 from pnp_batch.config import OPTIONS, SHAPING, RunConfig
 from pnp_batch.errors import EXIT_INVALID, EXIT_USAGE, InvalidConfig, WrongUsage
 
@@ -24,6 +24,7 @@ OTHER = {
     "pnp_f_t": 0.1,
     "pnp_attn_t": 0.1,
     "strength": 0.5,
+    "deep_every": 3,
     "resolution": 64,
     "fit": "pad",
     "cache": "elsewhere",
@@ -50,6 +51,7 @@ OTHER = {
 SHAPES = {
     *("method", "steps", "inversion_steps", "guidance_scale", "negative_prompt", "pnp_f_t"),
     *("pnp_attn_t", "strength", "resolution", "fit", "image_format", "device", "dtype", "seed"),
+    "deep_every",
 }
 
 
@@ -72,25 +74,25 @@ def fingerprint(**values):
 def test_flags_beat_the_environment_which_beats_the_file_which_beats_defaults():
     environ = {"PNP_BATCH_STEPS": "20", "PNP_BATCH_SEED": "2", "PNP_BATCH_OTHER": "x"}
     file = {"steps": 10, "seed": 1, "fit": "pad"}
-    made = config.build({**NEEDED, "steps": 30}, file, environ)
+    made = given.build({**NEEDED, "steps": 30}, file, environ)
     assert (made.steps, made.seed, made.fit, made.method) == (30, 2, "pad", "pnp")
 
 
 def test_a_file_may_name_manifest_and_output():
-    made = config.build({"output": "flag"}, {"manifest": "m", "output": "file"}, {})
+    made = given.build({"output": "flag"}, {"manifest": "m", "output": "file"}, {})
     assert (made.manifest, made.output) == ("m", "flag")
 
 
 @pytest.mark.parametrize("missing", ["manifest", "output"])
 def test_manifest_and_output_are_needed(missing):
     with pytest.raises(WrongUsage, match=missing.upper() if missing == "manifest" else "--output"):
-        config.build({**NEEDED, missing: ""}, {}, {})
+        given.build({**NEEDED, missing: ""}, {}, {})
     assert WrongUsage.exit_code == EXIT_USAGE
 
 
 def test_the_process_environment_is_read_when_no_other_is_given(monkeypatch):
     monkeypatch.setenv("PNP_BATCH_STEPS", "7")
-    assert config.build(NEEDED).steps == 7
+    assert given.build(NEEDED).steps == 7
 
 
 def test_the_environment_sets_every_kind_of_option():
@@ -99,23 +101,23 @@ def test_the_environment_sets_every_kind_of_option():
         "PNP_BATCH_ALLOW_ROOT": "/a,/b",
         "PNP_BATCH_NEGATIVE_PROMPT": "",
     }
-    made = config.build(NEEDED, {}, environ)
+    made = given.build(NEEDED, {}, environ)
     assert (made.guidance_scale, made.allow_root, made.negative_prompt) == (3.0, ("/a", "/b"), "")
     with pytest.raises(InvalidConfig, match="PNP_BATCH_STEPS='many': expected int"):
-        config.build(NEEDED, {}, {"PNP_BATCH_STEPS": "many"})
+        given.build(NEEDED, {}, {"PNP_BATCH_STEPS": "many"})
 
 
 def test_a_file_is_yaml_whose_keys_are_the_fields():
-    assert config.read_file("steps: 5\nallow_host: [a, b]\n", "j") == {
+    assert given.read_file("steps: 5\nallow_host: [a, b]\n", "j") == {
         "steps": 5,
         "allow_host": ["a", "b"],
     }
-    assert config.read_file("# nothing\n", "job.yaml") == {}
+    assert given.read_file("# nothing\n", "job.yaml") == {}
 
 
 def test_an_unknown_key_is_answered_with_the_nearest_one():
     with pytest.raises(InvalidConfig, match=r"job\.yaml: unknown key 'guidance_scal'") as refused:
-        config.read_file("guidance_scal: 3\n", "job.yaml")
+        given.read_file("guidance_scal: 3\n", "job.yaml")
     assert refused.value.hint == "did you mean 'guidance_scale'?"
 
 
@@ -130,7 +132,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_one():
 )
 def test_a_file_that_is_no_job_is_refused(text, message):
     with pytest.raises(InvalidConfig, match=message):
-        config.read_file(text, "job.yaml")
+        given.read_file(text, "job.yaml")
 
 
 def test_one_root_or_host_in_a_file_needs_no_list():
@@ -221,13 +223,13 @@ def test_the_cache_lies_in_the_output_unless_it_is_named():
 
 @pytest.mark.parametrize(("text", "value"), [("1", True), ("yes", True), ("False", False)])
 def test_a_switch_in_the_environment(text, value):
-    assert config.read_environment({"PNP_BATCH_WAIT": text}) == {"wait": value}
+    assert given.read_environment({"PNP_BATCH_WAIT": text}) == {"wait": value}
 
 
 @pytest.mark.parametrize("text", ["", "maybe", "2"])
 def test_a_switch_in_the_environment_that_is_none_is_refused(text):
     with pytest.raises(InvalidConfig, match="PNP_BATCH_WAIT"):
-        config.read_environment({"PNP_BATCH_WAIT": text})
+        given.read_environment({"PNP_BATCH_WAIT": text})
 
 
 @pytest.mark.parametrize("field", ["manifest", "output", "cache"])
@@ -243,10 +245,10 @@ def test_the_command_of_a_job_says_the_same_job(name):
     from pnp_batch.cli.run import run
 
     job = built(**{name: OTHER[name]})
-    words = config.command(job)
+    words = given.command(job)
     assert words[:4] == ["run", "m.csv", "--output", "out"]
-    given = run.make_context("run", words[1:]).params
-    given.pop("as_json")
-    given.pop("config_file")
-    assert config.build({k: v for k, v in given.items() if v not in (None, ())}, environ={}) == job
-    assert config.command(built()) == words[:4]
+    parsed = run.make_context("run", words[1:]).params
+    parsed.pop("as_json")
+    parsed.pop("config_file")
+    assert given.build({k: v for k, v in parsed.items() if v not in (None, ())}, environ={}) == job
+    assert given.command(built()) == words[:4]

@@ -18,7 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pnp_batch import Translator
 from pnp_batch.config import RunConfig
+from pnp_batch.diffusion.unet import UNet
 from pnp_batch.plan import plan
+from pnp_batch.steps import Sampling
 from pnp_batch.world import draw, random_spec
 from tests import tiny
 
@@ -41,31 +43,37 @@ def spent(call):
     return counter.get_total_flops() / 1e12
 
 
-@pytest.mark.parametrize("prompts", [1, 4, 10])
-def test_no_more_is_computed_than_the_same_pictures_need(prompts, model, tmp_path):
+@pytest.mark.parametrize(("prompts", "every"), [(1, 1), (4, 1), (10, 1), (1, 2), (4, 3)])
+def test_no_more_is_computed_than_the_same_pictures_need(prompts, every, model, tmp_path):
     texts = [f"a drawing number {n}" for n in range(prompts)]
     picture = draw(random_spec(Random(1)), resolution=64).image.resize((32, 32))
     picture.save(tmp_path / "a.png")
     manifest = tmp_path / "m.jsonl"
     manifest.write_text(json.dumps({"row_id": "r", "image": "a.png", "prompt": texts}))
     output = str(tmp_path / "out")
-    bound = plan(RunConfig(str(manifest), output, model=model, steps=STEPS, device="cpu"))
+    settings = {"steps": STEPS, "deep_every": every}
+    bound = plan(RunConfig(str(manifest), output, model=model, device="cpu", **settings))
     evaluations = bound.unet_evaluations
     assert (evaluations["inversion"], evaluations["translated"]) == (STEPS, 2 * STEPS * prompts)
-    assert evaluations["guidance"] == 4  # in a step each, for all prompts together
+    # For all prompts together, in a step each; a shallow one has no feature site.
+    assert evaluations["guidance"] == (4 if every == 1 else 3)
 
     translator = Translator.load(model, cache=str(tmp_path / "latents"))
     for text in ("", *texts):  # the plan does not count the text encoder
         translator.model.text(text)
     made = []
-    cold = spent(lambda: made.append(translator.translate([picture], [texts], steps=STEPS)))
+    cold = spent(lambda: made.append(translator.translate([picture], [texts], **settings)))
     assert cold == pytest.approx(bound.tflop, rel=NEAR)
-    warm = spent(lambda: made.append(translator.translate([picture], [texts], steps=STEPS)))
+    warm = spent(lambda: made.append(translator.translate([picture], [texts], **settings)))
     assert all(
         one.tobytes() == other.tobytes() for one, other in zip(*made[0], *made[1], strict=True)
     )
     encoded = spent(lambda: translator.model.encode(picture))
     latents, empty = torch.zeros(1, 4, tiny.SIDE, tiny.SIDE), translator.model.text("")[None]
-    full = spent(lambda: translator.model.unet(latents, 1, empty))
+    unet = UNet(translator.model.unet)
+    whole, shallow = Sampling(STEPS, deep_every=every).evaluations(STEPS)
+    inverted = whole * spent(lambda: unet(latents, 1, empty))
+    deep = torch.zeros(1, unet.module.config.block_out_channels[0], tiny.SIDE, tiny.SIDE)
+    inverted += shallow * spent(lambda: unet.shallow(latents, 1, empty, deep))
     # With the inversion in the cache, neither it nor the encoding is spent.
-    assert warm == pytest.approx(bound.tflop - STEPS * full - encoded, rel=NEAR)
+    assert warm == pytest.approx(bound.tflop - inverted - encoded, rel=NEAR)

@@ -14,6 +14,7 @@ import torch
 
 from pnp_batch import Translator
 from pnp_batch.diffusion.schedule import make_schedule
+from pnp_batch.steps import Sampling
 from pnp_batch.training import data
 from pnp_batch.training.influence import influence
 from pnp_batch.world import benchmark, compare, draw
@@ -75,7 +76,7 @@ def test_more_structure_than_sdedit_and_more_text(
 
 def test_the_injected_layers_matter(demo: Translator) -> None:
     latents = torch.stack([demo.model.encode(draw(s).image) for s in data.specs(-1, 32)])
-    levels = make_schedule(demo.model.files.configs["scheduler"], 1).alpha_bar
+    levels = make_schedule(demo.model.files.configs["scheduler"], Sampling(1)).alpha_bar
     empty = demo.model.text("")[None]
     for time in (701, 901):
         found = influence(demo.model.unet, (latents[:16], latents[16:]), empty, time, levels[time])

@@ -142,20 +142,25 @@ def forward(config: dict[str, Any], side: int, tokens: int, device: str = "cpu")
 
 
 def measured(unet: nn.Module, call: Callable[[], object]) -> UNetFlops:
-    """The five numbers from the real UNet, in one forward."""
+    """The numbers from the real UNet, in one forward."""
     begin, end = clock(call, unet)
     last = ATTENTION_SITES[-1]
-    qk_shared = 0
-    for site in ATTENTION_SITES:
-        qk_shared += end[f"{site}.to_k"] - begin[site]
-        # After v and before the output projection: QK^T, and as much again for its product with v.
-        qk_shared += (begin[f"{site}.to_out.0"] - end[f"{site}.to_v"]) // 2
+    # After v and before the output projection: QK^T, and as much again for its product with v.
+    shared = [
+        end[f"{site}.to_k"] - begin[site] + (begin[f"{site}.to_out.0"] - end[f"{site}.to_v"]) // 2
+        for site in ATTENTION_SITES
+    ]
+    around = end["time_embedding"] + end["conv_in"] - begin["conv_in"]
+    outermost = begin["up_blocks.3.resnets.2"]
     return UNetFlops(
         full=end[""],
         to_feature=end[f"{FEATURE_SITE}.conv2"],
         to_attention=max(end[f"{last}.to_q"], end[f"{last}.to_k"]),
-        qk_shared=qk_shared,
+        qk_shared=sum(shared),
         feature_branch=end[f"{FEATURE_SITE}.conv2"] - begin[FEATURE_SITE],
+        shallow=around + end[""] - outermost,
+        shallow_to_attention=around + max(end[f"{last}.to_q"], end[f"{last}.to_k"]) - outermost,
+        shallow_qk=shared[-1],
     )
 
 

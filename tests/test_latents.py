@@ -13,7 +13,9 @@ from pnp_batch.latents import Inversion, LatentCache
 from pnp_batch.storage import Storage
 
 KEY = "ab" * 32
-INVERSION = Inversion("m", steps=10, inversion_steps=20, resolution=512, dtype="float32")
+INVERSION = Inversion(
+    "m", steps=10, inversion_steps=20, deep_every=1, resolution=512, dtype="float32"
+)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pnp_batch.config import RunConfig
 from pnp_batch.engine import Engine
 from pnp_batch.latents import LatentCache
 from pnp_batch.models import StableDiffusion, find
+from pnp_batch.steps import Sampling
 from pnp_batch.storage import Storage
 from pnp_batch.translator import Translator
 from tests import tiny
@@ -96,7 +97,7 @@ def test_plan_finds_cached_inversions_and_rows_that_are_done(
     before = told(capsys, "plan", manifest, *flags, "--output", str(output))
     assert (before["inversions_missing"], before["inversions_cached"]) == (4, 0)
     loaded = StableDiffusion(find(str(model)))
-    engine = Engine(loaded, steps=5, inversion_steps=5, resolution=32)
+    engine = Engine(loaded, sampling=Sampling(5), resolution=32)
     pixels = Image.open(tmp_path / "a.png").tobytes()
     cache = LatentCache(Storage(f"{output}/latents"))
     key = engine.origins.inversion.key(pixels, "")

@@ -37,7 +37,10 @@ FLOORS = (
     (
         *(
             "errors",
+            "steps",
             "config",
+            "presets",
+            "given",
             "process",
             "client",
             "atomic",

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pnp_batch import config as configuration
-from pnp_batch import results
+from pnp_batch import given, results
 from pnp_batch.bench import work
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import JobError
@@ -74,7 +74,7 @@ def bench_whole(config: RunConfig, *, rows: int, prompts: int, workers: int) -> 
             cache=None,
             workers=workers,
         )
-        command = [sys.executable, "-m", "pnp_batch", *configuration.command(job)]
+        command = [sys.executable, "-m", "pnp_batch", *given.command(job)]
         begun = time.time()
         with (folder / "told").open("w") as told:
             driver = subprocess.Popen(

@@ -7,16 +7,17 @@ from typing import Any
 
 import click
 
-from pnp_batch.cli.options import answer, common, configured, options
+from pnp_batch.cli.options import answer, common, configured, options, preset
 
 SHAPING = (
     *("model", "revision", "method", "steps", "inversion_steps", "guidance_scale"),
-    *("pnp_f_t", "pnp_attn_t", "resolution", "device", "dtype", "batch_size"),
+    *("pnp_f_t", "pnp_attn_t", "deep_every", "resolution", "device", "dtype", "batch_size"),
 )
 
 
 @click.command()
 @options(SHAPING)
+@preset
 @click.option(
     "--prompts", type=click.IntRange(1), default=1, show_default=True, help="Of each image."
 )

@@ -110,12 +110,14 @@ def methods(as_json: bool) -> None:
     """List the translation methods, their parameters and what they cost."""
     from pnp_batch import methods as library
     from pnp_batch.config import default_of
+    from pnp_batch.steps import Sampling
 
     told, lines = [], []
     for name in library.names():
         method = library.get(name)
         defaults = {p: default_of(p) for p in method.parameters}
-        cost = method.cost(50, {k: v for k, v in defaults.items() if isinstance(v, float)})
+        shares = {name: value for name, value in defaults.items() if isinstance(value, float)}
+        cost = method.cost(Sampling(steps=50), shares)
         told.append(
             {
                 "name": name,
@@ -128,11 +130,10 @@ def methods(as_json: bool) -> None:
         lines.append(f"{name}: {method.summary}")
         lines += [f"  {method.paper}"] * bool(method.paper)
         lines += [f"  {key} = {value!r}" for key, value in defaults.items()]
-        guided = cost.guidance_to_attention + cost.guidance_to_feature
         inverted = "50 for the inversion, " if cost.inversion else ""
         lines.append(
-            f"  UNet evaluations at 50 steps: {inverted}{guided} of the guidance branch for each "
-            f"image, {cost.translated} for each row"
+            f"  UNet evaluations at 50 steps: {inverted}{cost.guidance} of the guidance branch "
+            f"for each image, {cost.translated} for each row"
         )
     answer("\n".join(lines), {"methods": told}, as_json=as_json)
 

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import click
 
 from pnp_batch import config
+from pnp_batch import given as given_by
 from pnp_batch.config import OPTIONS, Option, RunConfig
 from pnp_batch.errors import InvalidConfig
+from pnp_batch.presets import PRESET, PRESETS
 from pnp_batch.results import Failure
 from pnp_batch.storage import Storage
 
@@ -29,12 +31,23 @@ def common(command: F) -> F:
 
 def job(command: F) -> F:
     """Every option of `run`, and `--config`. The command gets them as one `given` mapping."""
-    command = options(OPTIONS)(command)
+    command = preset(options(OPTIONS)(command))
     command = click.option(
         "--config", "config_file", metavar="FILE.yaml", help="Read options from a job file."
     )(command)
     command = click.option("--output", metavar="URI", help="Where images and results go.")(command)
     return click.argument("manifest", required=False)(command)
+
+
+def preset(command: F) -> F:
+    """`--preset`, which stands for several options."""
+    return click.option(
+        config.flag(PRESET),
+        PRESET,
+        type=click.Choice(list(PRESETS)),
+        help="Values of the options that trade the picture for time; other options beat it."
+        "  [default: exact]",
+    )(command)
 
 
 # The options of `run` that decide which images and rows are good.
@@ -101,8 +114,8 @@ def configured(given: Mapping[str, Any], otherwise: Mapping[str, Any] | None = N
         data = Storage(folder or ("/" if path.startswith("/") else ".")).read_if_there(name)
         if data is None:
             raise InvalidConfig(f"{path}: no such file", "check --config")
-        file |= config.read_file(data.decode("utf-8", "replace"), path)
-    return config.build(flags, file)
+        file |= given_by.read_file(data.decode("utf-8", "replace"), path)
+    return given_by.build(flags, file)
 
 
 def answer(text: str, body: Mapping[str, Any], *, as_json: bool) -> None:

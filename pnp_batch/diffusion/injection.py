@@ -9,7 +9,7 @@ Where a self-attention allows it, its probabilities are computed once for all ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -55,9 +55,8 @@ class Injection:
         self._groups = _grouped(owner)
         self._handing_out = False
         self._feature: frozenset[nn.Module] = frozenset({sites.feature.conv2})
-        self._attention: frozenset[nn.Module] = frozenset(
-            projection for module in sites.attention for projection in (module.to_q, module.to_k)
-        )
+        self._attention = _projections(sites.attention)
+        self._outermost = _projections(sites.attention[-1:])
         self._scheduled: frozenset[nn.Module] = frozenset()
         self._kept: dict[nn.Module, torch.Tensor] = {}
         self._fired: list[nn.Module] = []
@@ -79,14 +78,22 @@ class Injection:
                 attention.set_processor(SharedAttention(own, self._shared))
                 yield partial(attention.set_processor, own)
 
-    def guidance(self, evaluate: Callable[[], Any], *, features: bool, attention: bool) -> None:
+    def guidance(
+        self, evaluate: Callable[[], Any], *, features: bool, attention: bool, whole: bool = True
+    ) -> None:
         """Runs a guidance evaluation up to its last scheduled site, keeping what they compute.
+
+        Args:
+            evaluate: evaluates the UNet for the guidance rows; not called if nothing is scheduled.
+            features, attention: what is injected.
+            whole: of all layers. If not, the outermost ones are evaluated, and injected, alone.
 
         Raises:
             InjectionNotFired: a scheduled site was not met.
         """
-        self._scheduled = (self._feature if features else frozenset()) | (
-            self._attention if attention else frozenset()
+        projections = self._attention if whole else self._outermost
+        self._scheduled = (self._feature if features and whole else frozenset()) | (
+            projections if attention else frozenset()
         )
         self._kept, self._fired = {}, []
         if not self._scheduled:
@@ -159,3 +166,8 @@ def _grouped(owner: torch.Tensor) -> torch.Tensor | None:
     if not len(owner) or bool((counts != counts[0]).any()):
         return None
     return owner.argsort(stable=True).view(len(counts), -1)
+
+
+def _projections(attentions: Iterable[Any]) -> frozenset[nn.Module]:
+    """Those that give queries and keys."""
+    return frozenset(projection for a in attentions for projection in (a.to_q, a.to_k))

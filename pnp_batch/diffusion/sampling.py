@@ -10,7 +10,7 @@ import torch
 
 from pnp_batch.diffusion.injection import injected
 from pnp_batch.diffusion.schedule import Schedule, move, predicted
-from pnp_batch.diffusion.unet import UNet
+from pnp_batch.diffusion.unet import Branch, UNet
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,10 @@ def reconstruct(
     unet: UNet, x: torch.Tensor, text: torch.Tensor, schedule: Schedule
 ) -> torch.Tensor:
     """Samples from x_T (B, C, h, w) with one prompt a row and no guidance; returns x0."""
+    branch = _branch(unet, schedule)
     for index, t in enumerate(schedule.timesteps):
-        x = _step(unet(x, t, text), x, schedule, index)
+        output = branch(x, t, text, whole=schedule.sampling.is_whole(index))
+        x = _step(output, x, schedule, index)
     return x
 
 
@@ -96,9 +98,11 @@ def sample(
     Returns:
         The latents x0, (N, C, h, w); `x` if no step is left.
     """
+    branch, text = _branch(unet, schedule), prompts.both
     for index in range(first, schedule.steps):
         meet(x)
-        output = unet(torch.cat([x, x]), schedule.timesteps[index], prompts.both)
+        whole = schedule.sampling.is_whole(index - first)
+        output = branch(torch.cat([x, x]), schedule.timesteps[index], text, whole=whole)
         x = _step(prompts.combine(output), x, schedule, index)
     return x
 
@@ -142,15 +146,19 @@ def translate(
     x = guidance.trajectory[0].index_select(0, guidance.owner)
     text = prompts.both
     owner = torch.cat([guidance.owner, guidance.owner])
+    source, translated = _branch(unet, schedule), _branch(unet, schedule)
     with injected(unet.sites, owner) as injection:
         for index, t in enumerate(schedule.timesteps):
-            source = guidance.trajectory[index]
+            whole = schedule.sampling.is_whole(index)
             injection.guidance(
-                partial(unet, source, t, guidance.text),
+                partial(source, guidance.trajectory[index], t, guidance.text, whole=whole),
                 features=index < feature_steps,
                 attention=index < attention_steps,
+                whole=whole,
             )
-            output = injection.translated(partial(unet, torch.cat([x, x]), t, text))
+            output = injection.translated(
+                partial(translated, torch.cat([x, x]), t, text, whole=whole)
+            )
             x = _step(prompts.combine(output), x, schedule, index)
     return x
 
@@ -160,3 +168,7 @@ def _step(output: torch.Tensor, x: torch.Tensor, schedule: Schedule, index: int)
     t, s = schedule.timesteps[index], schedule.below(index)
     x0, eps = predicted(output, x, schedule.level(t), schedule.prediction)
     return move(x0, eps, schedule.level(s))
+
+
+def _branch(unet: UNet, schedule: Schedule) -> Branch:
+    return Branch(unet, reuse=schedule.sampling.reuses)

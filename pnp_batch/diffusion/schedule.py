@@ -16,6 +16,7 @@ import torch
 
 from pnp_batch.errors import InvalidConfig, InvalidModel
 from pnp_batch.models.check import PREDICTIONS
+from pnp_batch.steps import Sampling
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Schedule:
         alpha_bar: cumulative product of alphas, one per training timestep.
         final_alpha_bar: the level below the last timestep.
         prediction: what the UNet's output means, `epsilon` or `v_prediction`.
+        sampling: how the steps are taken.
     """
 
     timesteps: tuple[int, ...]
     alpha_bar: tuple[float, ...]
     final_alpha_bar: float
     prediction: str
+    sampling: Sampling
 
     @property
     def steps(self) -> int:
@@ -47,16 +50,17 @@ class Schedule:
         """The timestep that step `index` of the sampling arrives at."""
         return self.timesteps[index + 1] if index + 1 < self.steps else None
 
-    def ascending(self, inversion_steps: int) -> list[tuple[int | None, int]]:
-        """The steps (s, t) of an inversion, from the image up to the noisiest timestep.
+    def ascending(self) -> list[tuple[int | None, int]]:
+        """The steps (s, t) of the inversion, from the image up to the noisiest timestep.
 
         Every interval between two sampling timesteps is divided into `inversion_steps / steps`
         parts, so that each sampling timestep is met exactly; and so is the interval below the
         first, as far as there are timesteps in it.
 
         Raises:
-            InvalidConfig: `inversion_steps` is no multiple of the steps, or too many.
+            InvalidConfig: the inversion steps are no multiple of the steps, or too many.
         """
+        inversion_steps = self.sampling.inversion
         parts, left = divmod(inversion_steps, self.steps)
         if left or not parts:
             raise InvalidConfig(
@@ -76,7 +80,7 @@ class Schedule:
         return list(zip([None, *marks[:-1]], marks, strict=True))
 
 
-def make_schedule(scheduler_config: Mapping[str, Any], steps: int) -> Schedule:
+def make_schedule(scheduler_config: Mapping[str, Any], sampling: Sampling) -> Schedule:
     """Reads the schedule out of a model's scheduler configuration.
 
     Raises:
@@ -92,7 +96,7 @@ def make_schedule(scheduler_config: Mapping[str, Any], steps: int) -> Schedule:
     from diffusers import DDIMScheduler
 
     # diffusers' scheduler owns every spacing rule (leading, trailing, offsets, zero terminal SNR).
-    scheduler = DDIMScheduler.from_config(dict(scheduler_config))
+    scheduler, steps = DDIMScheduler.from_config(dict(scheduler_config)), sampling.steps
     if steps > scheduler.config.num_train_timesteps:
         raise InvalidConfig(
             f"steps is {steps}, but the model knows {scheduler.config.num_train_timesteps}",
@@ -104,6 +108,7 @@ def make_schedule(scheduler_config: Mapping[str, Any], steps: int) -> Schedule:
         alpha_bar=tuple(scheduler.alphas_cumprod.double().tolist()),
         final_alpha_bar=float(scheduler.final_alpha_cumprod),
         prediction=prediction,
+        sampling=sampling,
     )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pnp_batch.steps import Sampling
+
 if TYPE_CHECKING:
     import torch
 
@@ -48,16 +50,27 @@ class Cost:
         inversion: whether the guidance image is inverted first.
         guidance_to_attention: evaluations of the guidance branch up to the last attention site.
         guidance_to_feature: evaluations of the guidance branch up to the feature site.
-        translated: evaluations for each output row.
-        injected_features, injected_attention: how many of those skip what is injected.
+        guidance_shallow: shallow evaluations of the guidance branch up to its attention site.
+        translated: whole evaluations for each output row.
+        translated_shallow: shallow ones.
+        injected_features, injected_attention: how many whole ones skip what is injected.
+        injected_shallow: how many shallow ones do.
     """
 
     inversion: bool = False
     guidance_to_attention: int = 0
     guidance_to_feature: int = 0
+    guidance_shallow: int = 0
     translated: int = 0
+    translated_shallow: int = 0
     injected_features: int = 0
     injected_attention: int = 0
+    injected_shallow: int = 0
+
+    @property
+    def guidance(self) -> int:
+        """Evaluations of the guidance branch, however far they go."""
+        return self.guidance_to_attention + self.guidance_to_feature + self.guidance_shallow
 
 
 class Method:
@@ -80,7 +93,7 @@ class Method:
     inverts: bool = True
     uses_model: bool = True
 
-    def cost(self, steps: int, parameters: Mapping[str, float]) -> Cost:
+    def cost(self, sampling: Sampling, parameters: Mapping[str, float]) -> Cost:
         """Counts the UNet evaluations of one guidance image and of one row."""
         raise NotImplementedError(self.name)
 

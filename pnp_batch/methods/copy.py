@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pnp_batch.methods.base import Batch, Cost, Method
+from pnp_batch.steps import Sampling
 
 
 class Copy(Method):
@@ -18,7 +19,7 @@ class Copy(Method):
     inverts = False
     uses_model = False
 
-    def cost(self, steps: int, parameters: Mapping[str, float]) -> Cost:
+    def cost(self, sampling: Sampling, parameters: Mapping[str, float]) -> Cost:
         """Nothing is evaluated."""
         return Cost()
 

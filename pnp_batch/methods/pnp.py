@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pnp_batch.methods.base import Batch, Cost, Method
+from pnp_batch.steps import Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -24,16 +25,22 @@ class PlugAndPlay(Method):
     paper = "Tumanyan et al., CVPR 2023, arXiv 2211.12572"
     parameters = ("guidance_scale", "negative_prompt", "pnp_f_t", "pnp_attn_t")
 
-    def cost(self, steps: int, parameters: Mapping[str, float]) -> Cost:
+    def cost(self, sampling: Sampling, parameters: Mapping[str, float]) -> Cost:
         """The guidance branch runs as far and as long as something is injected from it."""
-        features, attention = _injected_steps(steps, parameters)
+        features, attention = _injected_steps(sampling.steps, parameters)
+        whole, shallow = sampling.evaluations(sampling.steps)
+        attended, attended_shallow = sampling.evaluations(attention)
+        featured, _ = sampling.evaluations(features)
         return Cost(
             inversion=True,
-            guidance_to_attention=attention,
-            guidance_to_feature=max(0, features - attention),
-            translated=2 * steps,
-            injected_features=2 * features,
-            injected_attention=2 * attention,
+            guidance_to_attention=attended,
+            guidance_to_feature=max(0, featured - attended),
+            guidance_shallow=attended_shallow,
+            translated=2 * whole,
+            translated_shallow=2 * shallow,
+            injected_features=2 * featured,
+            injected_attention=2 * attended,
+            injected_shallow=2 * attended_shallow,
         )
 
     def translate(self, batch: Batch) -> torch.Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pnp_batch.methods.base import Batch, Cost, Method
+from pnp_batch.steps import Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +21,10 @@ class Reconstruct(Method):
     name = "reconstruct"
     summary = "inversion and back, the prompt is not used"
 
-    def cost(self, steps: int, parameters: Mapping[str, float]) -> Cost:
+    def cost(self, sampling: Sampling, parameters: Mapping[str, float]) -> Cost:
         """One evaluation a step."""
-        return Cost(inversion=True, translated=steps)
+        whole, shallow = sampling.evaluations(sampling.steps)
+        return Cost(inversion=True, translated=whole, translated_shallow=shallow)
 
     def translate(self, batch: Batch) -> torch.Tensor:
         """Samples each row's guidance image back."""

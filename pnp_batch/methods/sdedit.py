@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pnp_batch.methods.base import Batch, Cost, Method
+from pnp_batch.steps import Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +26,10 @@ class SDEdit(Method):
     parameters = ("guidance_scale", "negative_prompt", "strength")
     inverts = False
 
-    def cost(self, steps: int, parameters: Mapping[str, float]) -> Cost:
+    def cost(self, sampling: Sampling, parameters: Mapping[str, float]) -> Cost:
         """Two evaluations of each step that is run."""
-        return Cost(translated=2 * _steps_run(steps, parameters))
+        whole, shallow = sampling.evaluations(_steps_run(sampling.steps, parameters))
+        return Cost(translated=2 * whole, translated_shallow=2 * shallow)
 
     def translate(self, batch: Batch) -> torch.Tensor:
         """Starts where the steps to run begin: at the image itself, a mixture, or pure noise."""

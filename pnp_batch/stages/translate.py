@@ -66,8 +66,7 @@ class Translate:
         torch.set_num_threads(work.threads)
         return Engine(
             StableDiffusion(work.model, work.device, work.dtype),
-            steps=work.steps,
-            inversion_steps=work.inversion_steps,
+            sampling=work.sampling,
             resolution=work.resolution,
             cache=self._cache,
         )
@@ -228,10 +227,11 @@ class Translate:
         """The parameters that shaped each row: those its method uses."""
         known = set(methods.names())
         used = [methods.get(m) if m in known else None for m in table["method"].to_pylist()]
-        work = self._work
+        sampling = self._work.sampling
         columns: dict[str, list[Any]] = {
-            "steps": [work.steps if m and m.uses_model else None for m in used],
-            "inversion_steps": [work.inversion_steps if m and m.inverts else None for m in used],
+            "steps": [sampling.steps if m and m.uses_model else None for m in used],
+            "deep_every": [sampling.deep_every if m and m.uses_model else None for m in used],
+            "inversion_steps": [sampling.inversion if m and m.inverts else None for m in used],
         }
         for name in ("guidance_scale", "negative_prompt", *RECIPE[1:]):
             columns[name] = [

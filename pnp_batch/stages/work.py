@@ -9,6 +9,7 @@ import pyarrow as pa
 from pnp_batch.errors import RowError
 from pnp_batch.models import ModelFiles
 from pnp_batch.source import SourcePolicy
+from pnp_batch.steps import Sampling
 from pnp_batch.storage import Storage
 
 
@@ -22,8 +23,7 @@ class Work:
     device: str
     dtype: str
     threads: int
-    steps: int
-    inversion_steps: int
+    sampling: Sampling
     resolution: int
     fit: str
     image_format: str

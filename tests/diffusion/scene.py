@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from pnp_batch.diffusion import sampling
 from pnp_batch.diffusion.schedule import Schedule, make_schedule
 from pnp_batch.diffusion.unet import UNet
+from pnp_batch.steps import Sampling
 from tests import reference, tiny
 
 # Both sides compute in float32 (the UNet's own dtype), in another order: the code under test stacks
@@ -104,11 +105,16 @@ def rows(
     )
 
 
+def inverted_in(schedule: Schedule, inversion_steps: int) -> Schedule:
+    """The same schedule with another number of inversion steps."""
+    return replace(schedule, sampling=Sampling(schedule.steps, inversion_steps))
+
+
 def both_schedules(
     steps: int, prediction: str = "epsilon", **changes: object
 ) -> tuple[Schedule, reference.Noise]:
     """The same schedule from the code under test and from the reference."""
     return (
-        make_schedule(config(prediction, **changes), steps),
+        make_schedule(config(prediction, **changes), Sampling(steps)),
         reference.noise_schedule(config(prediction, **changes), steps),
     )

@@ -90,8 +90,8 @@ def test_the_size_of_a_batch_changes_a_row_by_rounding_only(unet):
 def test_place_and_neighbours_change_no_bit_of_an_inversion(unet):
     schedule, _ = both_schedules(3)
     images, text = latents(6), EMPTY.expand(4, -1, -1)
-    first = invert(unet, images[[0, 1, 2, 3]], text, schedule, 3)
-    second = invert(unet, images[[4, 2, 5, 0]], text, schedule, 3)
+    first = invert(unet, images[[0, 1, 2, 3]], text, schedule)
+    second = invert(unet, images[[4, 2, 5, 0]], text, schedule)
     assert torch.equal(first[:, 0], second[:, 3])
     assert torch.equal(first[:, 2], second[:, 1])
 

@@ -9,7 +9,15 @@ from pnp_batch.diffusion.inversion import invert
 from pnp_batch.diffusion.sampling import reconstruct
 from pnp_batch.diffusion.unet import UNet
 from tests import reference, tiny
-from tests.diffusion.scene import EMPTY, TOLERANCE, both_schedules, far, latents, texts
+from tests.diffusion.scene import (
+    EMPTY,
+    TOLERANCE,
+    both_schedules,
+    far,
+    inverted_in,
+    latents,
+    texts,
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +33,7 @@ def gentle():
 def check(unet, steps, multiple, prediction="epsilon", **changes):
     schedule, noise = both_schedules(steps, prediction, **changes)
     x0 = latents(1)
-    trajectory = invert(unet, x0, EMPTY, schedule, steps * multiple)
+    trajectory = invert(unet, x0, EMPTY, inverted_in(schedule, steps * multiple))
     by_hand = reference.invert(unet.module, x0, EMPTY, noise, multiple)
     assert trajectory.dtype == torch.float32
     assert len(trajectory) == steps
@@ -63,11 +71,11 @@ def test_inversion_follows_the_models_own_schedule(gentle, changes):
 def test_every_image_of_a_batch_is_inverted_with_its_own_prompt(gentle):
     schedule, noise = both_schedules(3)
     x0, text = latents(3), texts(3)
-    trajectory = invert(gentle["sd1"], x0, text, schedule, 3)
+    trajectory = invert(gentle["sd1"], x0, text, schedule)
     for image in range(3):
         by_hand = reference.invert(gentle["sd1"].module, x0[[image]], text[[image]], noise)
         assert far(trajectory[0, [image]], by_hand[noise.timesteps[0]]) < TOLERANCE
-    alone = invert(gentle["sd1"], x0[:1], EMPTY, schedule, 3)
+    alone = invert(gentle["sd1"], x0[:1], EMPTY, schedule)
     assert far(alone[0], trajectory[0, :1]) > 100 * TOLERANCE  # the prompt does matter
 
 
@@ -79,7 +87,7 @@ def smooth():
 
 def reconstruction_error(unet, schedule, inversion_steps):
     x0 = latents(1)
-    noisy = invert(unet, x0, EMPTY, schedule, inversion_steps)[0]
+    noisy = invert(unet, x0, EMPTY, inverted_in(schedule, inversion_steps))[0]
     assert far(noisy, x0) > 0.03
     return float((reconstruct(unet, noisy, EMPTY, schedule) - x0).norm() / x0.norm())
 

@@ -10,6 +10,7 @@ from pnp_batch.diffusion.inversion import invert
 from pnp_batch.diffusion.sampling import Prompts, generate, reconstruct
 from pnp_batch.diffusion.schedule import make_schedule
 from pnp_batch.diffusion.unet import UNet
+from pnp_batch.steps import Sampling
 from tests import tiny
 from tests.diffusion.scene import EMPTY, TOLERANCE, far, latents
 
@@ -34,7 +35,7 @@ def test_plain_generation_is_stable_diffusion_pipelines(tiny_model_dir, layout):
     target, negative = pipeline.encode_prompt(prompts, "cpu", 1, True, negatives)
     unet = UNet(pipeline.unet)
     asked = Prompts(target, negative, torch.tensor([7.5, 7.5]))
-    result, _ = generate(unet, x, asked, make_schedule(published, 4))
+    result, _ = generate(unet, x, asked, make_schedule(published, Sampling(4)))
     assert far(result, expected) < TOLERANCE
 
 
@@ -50,7 +51,7 @@ def test_inversion_is_ddim_inverse_schedulers(prediction, steps):
     for t in scheduler.timesteps:
         x = scheduler.step(unet(x, t, EMPTY), t, x).prev_sample
         met.append(x)
-    trajectory = invert(unet, latents(1), EMPTY, make_schedule(config, steps), steps)
+    trajectory = invert(unet, latents(1), EMPTY, make_schedule(config, Sampling(steps)))
     assert far(trajectory, torch.stack(met[::-1])) < TOLERANCE
 
 
@@ -69,5 +70,5 @@ def test_sampling_is_ddim_schedulers(unet, prediction, spacing):
     x = latents(1)
     for t in scheduler.timesteps:
         x = scheduler.step(unet(x, t, EMPTY), t, x).prev_sample
-    result = reconstruct(unet, latents(1), EMPTY, make_schedule(config, 4))
+    result = reconstruct(unet, latents(1), EMPTY, make_schedule(config, Sampling(4)))
     assert far(result, x) < TOLERANCE

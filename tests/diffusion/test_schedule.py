@@ -7,6 +7,7 @@ import torch
 
 from pnp_batch.diffusion.schedule import make_schedule, move, predicted
 from pnp_batch.errors import InvalidConfig, InvalidModel
+from pnp_batch.steps import Sampling
 from tests import reference, tiny
 from tests.diffusion.scene import config, far, latents
 
@@ -28,7 +29,7 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("steps", [1, 2, 4, 7, 10, 50, 333])
 def test_a_schedule_is_the_one_its_configuration_stands_for(name, steps):
-    schedule = make_schedule(CONFIGS[name], steps)
+    schedule = make_schedule(CONFIGS[name], Sampling(steps))
     noise = reference.noise_schedule(CONFIGS[name], steps)
     assert list(schedule.timesteps) == noise.timesteps
     assert schedule.steps == steps
@@ -39,7 +40,7 @@ def test_a_schedule_is_the_one_its_configuration_stands_for(name, steps):
 
 
 def test_fifty_steps_are_those_of_the_published_code():
-    schedule = make_schedule(tiny.PUBLISHED["sd1"], 50)
+    schedule = make_schedule(tiny.PUBLISHED["sd1"], Sampling(50))
     assert schedule.timesteps[:3] == (981, 961, 941)
     assert schedule.timesteps[-2:] == (21, 1)
     assert schedule.level(None) == schedule.level(0) < 1
@@ -50,9 +51,9 @@ def test_fifty_steps_are_those_of_the_published_code():
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("steps", "multiple"), [(1, 1), (1, 3), (4, 3), (7, 1), (7, 2), (10, 6)])
 def test_an_inversion_ascends_through_every_sampling_timestep(name, steps, multiple):
-    schedule = make_schedule(CONFIGS[name], steps)
+    schedule = make_schedule(CONFIGS[name], Sampling(steps, steps * multiple))
     noise = reference.noise_schedule(CONFIGS[name], steps)
-    pairs = schedule.ascending(steps * multiple)
+    pairs = schedule.ascending()
     ascending = [t for _, t in pairs]
     assert ascending == reference.inversion_timesteps(noise, multiple)
     assert ascending == sorted(set(ascending))
@@ -62,17 +63,17 @@ def test_an_inversion_ascends_through_every_sampling_timestep(name, steps, multi
 
 def test_more_inversion_steps_than_the_model_has_timesteps_are_refused():
     with pytest.raises(InvalidConfig, match="2000"):
-        make_schedule(config(), 10).ascending(2000)
+        make_schedule(config(), Sampling(10, 2000)).ascending()
 
 
 def test_more_steps_than_the_model_has_timesteps_are_refused():
     with pytest.raises(InvalidConfig, match="1001"):
-        make_schedule(config(), 1001)
+        make_schedule(config(), Sampling(1001))
 
 
 def test_a_model_that_predicts_the_image_itself_is_refused():
     with pytest.raises(InvalidModel, match="sample"):
-        make_schedule(config("sample"), 10)
+        make_schedule(config("sample"), Sampling(10))
 
 
 @pytest.mark.parametrize("prediction", tiny.PREDICTIONS)

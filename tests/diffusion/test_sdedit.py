@@ -17,6 +17,7 @@ from pnp_batch.methods.base import Batch
 from pnp_batch.methods.sdedit import SDEdit
 from pnp_batch.models import StableDiffusion, find
 from pnp_batch.origins import SOURCE_GUIDANCE_SCALE, Row
+from pnp_batch.steps import Sampling
 from pnp_batch.world import draw, random_spec
 from tests import reference, tiny
 from tests.diffusion.scene import EMPTY, TOLERANCE, both_schedules, far, latents, texts
@@ -28,7 +29,7 @@ STEPS = 4
 def engine(request, tiny_model_dir):
     """An engine of a few steps without a cache; sd1 predicts epsilon, sd2 predicts v."""
     model = StableDiffusion(find(str(tiny_model_dir(request.param))))
-    return Engine(model, steps=STEPS, inversion_steps=STEPS, resolution=32)
+    return Engine(model, sampling=Sampling(STEPS), resolution=32)
 
 
 def picture(seed: int) -> Image.Image:
@@ -93,7 +94,7 @@ def test_every_row_of_a_batch_is_the_references(unets, layout, prediction, stren
     )
     before = unet.evaluations
     result = SDEdit().translate(batch)
-    cost = SDEdit().cost(7, {"strength": strength})
+    cost = SDEdit().cost(Sampling(7), {"strength": strength})
     assert unet.evaluations - before == 3 * cost.translated
     assert not cost.inversion
     for n, image in enumerate(owner):
@@ -163,7 +164,7 @@ def test_given_and_generated_images_share_batches_and_methods_share_images(engin
     ]
     together = {o.row.row_id: np.asarray(o.image).astype(int) for o in engine.translate(rows)}
     for one in rows:
-        fresh = Engine(engine.model, steps=STEPS, inversion_steps=STEPS, resolution=32)
+        fresh = Engine(engine.model, sampling=Sampling(STEPS), resolution=32)
         (alone,) = fresh.translate([replace(one, place=Place(1, 1, 0, 0))])
         assert (alone.latents_key is None) == (one.method == "sdedit" or one.pixels is None)
         assert np.abs(np.asarray(alone.image).astype(int) - together[one.row_id]).max() <= 1

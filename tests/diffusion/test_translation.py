@@ -13,7 +13,16 @@ from pnp_batch.diffusion.unet import UNet
 from pnp_batch.methods.base import Batch
 from pnp_batch.methods.pnp import PlugAndPlay
 from tests import reference, tiny
-from tests.diffusion.scene import EMPTY, TOLERANCE, both_schedules, far, latents, rows, texts
+from tests.diffusion.scene import (
+    EMPTY,
+    TOLERANCE,
+    both_schedules,
+    far,
+    inverted_in,
+    latents,
+    rows,
+    texts,
+)
 
 
 @pytest.mark.parametrize("layout", tiny.LAYOUTS)
@@ -100,7 +109,7 @@ def test_the_whole_path_from_image_to_translation_is_the_references(layout, pred
     unet = UNet(tiny.new_unet(layout, strength=0.1))
     schedule, noise = both_schedules(3, prediction)
     x0, target, negative = latents(1), texts(1, 2), texts(1, 3)
-    trajectory = invert(unet, x0, EMPTY, schedule, 6)
+    trajectory = invert(unet, x0, EMPTY, inverted_in(schedule, 6))
     guidance = Guidance(trajectory, EMPTY, torch.tensor([0]))
     prompts = Prompts(target, negative, torch.tensor([7.5]))
     result = translate(unet, guidance, prompts, schedule, feature_steps=2, attention_steps=1)

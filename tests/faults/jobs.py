@@ -18,7 +18,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pyarrow as pa
@@ -49,15 +49,20 @@ def manifest(path: Path, rows: int, pictures: int = 20, resolution: int = 64) ->
     return path
 
 
-def recorded(output: Place) -> set[str]:
-    """The ids of the rows that an output has recorded so far."""
-    ids: set[str] = set()
-    for name in output.names():
-        if re.fullmatch(r"results/[^/.][^/]*\.parquet", name):
-            with suppress(FileNotFoundError, pa.ArrowException):  # being replaced or torn
+def recorded(output: Place, known: dict[str, set[str]] | None = None) -> set[str]:
+    """The ids of the rows that an output has recorded so far.
+
+    `known` is filled with those of each file and saves reading it again: a store with thousands of
+    rows would take longer to look at than its run takes.
+    """
+    known = {} if known is None else known
+    there = [n for n in output.names("results") if re.fullmatch(r"results/[^/.][^/]*\.parquet", n)]
+    for name in there:
+        with suppress(FileNotFoundError, pa.ArrowException):  # being replaced or torn
+            if name not in known:
                 table = pq.read_table(io.BytesIO(output.read(name)), columns=["row_id"])
-                ids.update(table["row_id"].to_pylist())
-    return ids
+                known[name] = set(table["row_id"].to_pylist())
+    return set().union(*(known.get(name, ()) for name in there))
 
 
 def results(output: Place, *columns: str) -> dict[str, dict[str, Any]]:
@@ -102,8 +107,10 @@ class Job:
         command += ["--output", self.output, *self.flags]
         folder = tempfile.mkdtemp(prefix="pf-", dir=self.temporary)  # short: Ray puts sockets there
         environ = {**os.environ, **FAIR, **self.environ, "TMPDIR": folder}
+        # On a disk of its own, which may be full, the folder does not have what the run tells.
+        beside = None if self.temporary else folder
         try:
-            with (Path(folder) / "stderr").open("w+") as told:
+            with tempfile.NamedTemporaryFile("w+", prefix="told-", dir=beside) as told:
                 driver = subprocess.Popen(
                     command,
                     stdout=subprocess.DEVNULL,
@@ -112,7 +119,7 @@ class Job:
                     cwd=ROOT,
                     start_new_session=True,
                 )
-                running = Running(self, driver, told)
+                running = Running(self, driver, Path(folder), Path(told.name))
                 try:
                     yield running
                 finally:
@@ -148,19 +155,15 @@ def _role(process: psutil.Process) -> str:
 
 
 class Running:
-    """One run under way."""
+    """One run under way; `folder` is where its temporary files are, Ray's too."""
 
-    def __init__(self, job: Job, driver: subprocess.Popen[bytes], told: TextIO) -> None:
-        self.job, self.driver, self._told = job, driver, told
-
-    @property
-    def folder(self) -> Path:
-        """Where its temporary files are, Ray's too."""
-        return Path(self._told.name).parent
+    def __init__(self, job: Job, driver: subprocess.Popen[bytes], folder: Path, told: Path) -> None:
+        self.job, self.driver, self.folder, self._told = job, driver, folder, told
+        self._known: dict[str, set[str]] = {}
 
     def told(self) -> str:
         """What it said on stderr so far."""
-        return Path(self._told.name).read_text()
+        return self._told.read_text()
 
     def last_words(self, seconds: float = 10.0) -> str:
         """What a run that ended early said; whoever speaks for a killed one may take a moment."""
@@ -174,6 +177,10 @@ class Running:
         """Waits for the driver's end; returns its exit code, negative for a signal."""
         return self.driver.wait(timeout=seconds)
 
+    def recorded(self) -> int:
+        """How many rows are recorded."""
+        return len(recorded(self.job.seen, self._known))
+
     def wait_for_rows(self, count: int, seconds: float = PATIENCE) -> int:
         """Waits until so many rows are recorded, or the run has ended; returns how many there are.
 
@@ -181,7 +188,7 @@ class Running:
             TimeoutError: neither happened.
         """
         deadline = time.monotonic() + seconds
-        while (there := len(recorded(self.job.seen))) < count and self.driver.poll() is None:
+        while (there := self.recorded()) < count and self.driver.poll() is None:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{there} of {count} rows after {seconds} s: {self.told()}")
             time.sleep(0.1)
@@ -261,7 +268,7 @@ def run_until_done(job: Job, kills: Kills, dice: Random, runs: int = 20) -> list
 
 def _kill_some_time(running: Running, coming: list[str], kills: Kills, dice: Random) -> None:
     """Kills the next role once more rows are recorded, and takes it from the list."""
-    before = len(recorded(running.job.seen))
+    before = running.recorded()
     running.wait_for_rows(before + dice.randint(1, kills.rows))
     time.sleep(dice.uniform(0, kills.pause))
     lives = running.driver.poll() is None

@@ -79,9 +79,14 @@ def one_output(
 def one_cache(
     folder: Path, count: int, server: AbstractContextManager[servers.Server] | None = None
 ) -> Outcome:
-    """Several real runs at once, each with an output of its own, all with one cache."""
-    model, reference = _filled(folder)
+    """Several real runs at once, each with an output of its own, all with one cache.
+
+    It holds what one run alone makes, and their pictures are that one's.
+    """
+    model = tiny.save_model(folder / "model", "sd1")
     manifest = jobs.manifest(folder / "manifest.parquet", PICTURES, resolution=32)
+    alone = jobs.Job(manifest, str(folder / "alone"), (*TINY, "--model", str(model)))
+    assert alone.run()[0] == 0
     with server or nullcontext() as real:
         store = real.store if real else None
         cache: Place = Prefix(store, "cache") if store else Folder(folder / "cache")
@@ -92,25 +97,19 @@ def one_cache(
         started = [jobs.Job(manifest, output, flags, environ) for output in outputs]
         endings = _at_once(started)
         findings = [f"exit code {code}: {told[-300:]}" for code, told in endings if code]
-        findings += judge_cache(cache, reference)
+        findings += judge_cache(cache, Folder(folder / "alone" / "latents"))
     for job in started:
-        first = started[0].seen
-        findings += judge(job.seen, Expectation(row_ids(manifest), may_fail=()), first)
-    return Outcome(count, 1, count * PICTURES, tuple(findings))
+        findings += judge(job.seen, Expectation(row_ids(manifest), may_fail=()), alone.seen)
+    return Outcome(count + 1, 1, count * PICTURES, tuple(findings))
 
 
 def inverters(folder: Path, count: int) -> Outcome:
     """Several processes fill one cache at the same moment: it is what one of them makes."""
-    model, reference = _filled(folder)
-    _invert(model, folder / "cache", count)
-    return Outcome(0, 1, 0, tuple(judge_cache(Folder(folder / "cache"), reference)))
-
-
-def _filled(folder: Path) -> tuple[Path, Folder]:
-    """A tiny model, and the cache that one process alone makes with it."""
     model = tiny.save_model(folder / "model", "sd1")
     _invert(model, folder / "reference", 1)
-    return model, Folder(folder / "reference")
+    _invert(model, folder / "cache", count)
+    findings = judge_cache(Folder(folder / "cache"), Folder(folder / "reference"))
+    return Outcome(0, 1, 0, tuple(findings))
 
 
 def _invert(model: Path, cache: Path, count: int) -> None:

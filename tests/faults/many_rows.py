@@ -114,7 +114,9 @@ def _begun(job: jobs.Job, findings: list[str]) -> float:
         _wait_for_rows(running, 2 * PART)
         running.driver.send_signal(signal.SIGINT)
         code = running.wait()
-    findings += [] if code == EXIT_INTERRUPTED else [f"the interrupted run ended with {code}"]
+        told = running.told()[-500:]
+    if code != EXIT_INTERRUPTED:
+        findings.append(f"the interrupted run ended with {code}: {told}")
     found = judge(job.seen, Expectation(list(jobs.recorded(job.seen)), may_fail=()))
     # What the kill left in flight is done anew when its turn comes, which is after the signal.
     findings += [finding for finding in found if "named by no row" not in finding]

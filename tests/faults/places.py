@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class Place(Protocol):
     """Files under one root."""
 
-    def names(self) -> list[str]:
-        """Every file's path below the root, hidden ones too, sorted."""
+    def names(self, under: str = "") -> list[str]:
+        """Every file's path below the root or a folder in it, hidden ones too, sorted."""
 
     def read(self, name: str) -> bytes:
         """A file's bytes. Raises FileNotFoundError when there is none."""
@@ -35,9 +35,9 @@ class Folder:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
-    def names(self) -> list[str]:
+    def names(self, under: str = "") -> list[str]:
         """Whatever is no folder counts as a file, a dangling link as well."""
-        found = (Path(at) / name for at, _, names in os.walk(self.root) for name in names)
+        found = (Path(at) / name for at, _, names in os.walk(self.root / under) for name in names)
         return sorted(path.relative_to(self.root).as_posix() for path in found)
 
     def read(self, name: str) -> bytes:
@@ -65,10 +65,10 @@ class Prefix:
         self.bucket, self.prefix = store.bucket, prefix.strip("/") + "/"
         self.client = store.client(attempts=5)
 
-    def names(self) -> list[str]:
+    def names(self, under: str = "") -> list[str]:
         """Every key below the prefix."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self.prefix
+            Bucket=self.bucket, Prefix=self.prefix + under
         )
         keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
         return sorted(key.removeprefix(self.prefix) for key in keys)

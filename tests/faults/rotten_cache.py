@@ -62,7 +62,7 @@ def mended(folder: Path) -> Outcome:
 
 def damaged(folder: Path, server: AbstractContextManager[servers.Server] | None = None) -> Outcome:
     """The same in a real run, which says so."""
-    manifest, reference, settings = _filled(folder)
+    manifest, reference, settings = _filled(folder, by_run=True)
     with server or nullcontext() as real:
         store = real.store if real else None
         cache: Place = Prefix(store, "cache") if store else Folder(folder / "cache")
@@ -86,11 +86,19 @@ def damaged(folder: Path, server: AbstractContextManager[servers.Server] | None 
     return Outcome(1, len(spoilt), PICTURES, tuple(findings))
 
 
-def _filled(folder: Path) -> tuple[Path, Folder, alone.Settings]:
-    """A manifest, a sound cache of its inversions, and how that was made."""
+def _filled(folder: Path, *, by_run: bool = False) -> tuple[Path, Folder, alone.Settings]:
+    """A manifest, a sound cache of its inversions, and how that was made.
+
+    A run gives images other places in their batches than a translation in one process does, which
+    makes a difference in the last bits.
+    """
     settings = alone.Settings(str(tiny.save_model(folder / "model", "sd1")), batch_size=2)
     manifest = jobs.manifest(folder / "manifest.parquet", PICTURES, resolution=32)
-    alone.translated(manifest, settings, folder / "alone")
+    if by_run:
+        code, told = jobs.Job(manifest, str(folder / "alone"), settings.flags).run()
+        assert code == 0, told
+    else:
+        alone.translated(manifest, settings, folder / "alone")
     return manifest, Folder(folder / "alone" / alone.LATENTS), settings
 
 
@@ -139,7 +147,7 @@ def killed_writers(folder: Path, kills: int) -> Outcome:
 
 def killed_workers(folder: Path) -> Outcome:
     """The workers of a run are killed again and again while they fill a shared cache."""
-    manifest, reference, settings = _filled(folder)
+    manifest, reference, settings = _filled(folder, by_run=True)
     shutil.rmtree(folder / "output", ignore_errors=True)
     flags = (*settings.flags, "--cache", str(folder / "cache"))
     job = jobs.Job(manifest, str(folder / "output"), flags)

@@ -16,9 +16,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.faults.noticed import CHECKS, Check, outcome
 from tests.faults.promise import EXPERIMENTS, Experiment, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 HEAD = "| promise | what is done | runs | faults | rows | seconds | verdict |"
 LINES = "|---|---|---:|---:|---:|---:|---|"
@@ -68,7 +72,8 @@ def _done(experiment: Experiment, folder: Path, *, long: bool) -> Outcome:
 def soak(folder: Path, promises: set[str], *, mutants: bool, long: bool = True) -> int:
     """Does the chosen experiments and writes the table; returns the exit code."""
     folder.mkdir(parents=True, exist_ok=True)
-    report, findings = folder / "faults.md", []
+    report = folder / "faults.md"
+    findings: list[str] = []
     report.write_text("")
 
     def tell(text: str) -> None:
@@ -77,16 +82,21 @@ def soak(folder: Path, promises: set[str], *, mutants: bool, long: bool = True) 
         with report.open("a") as file:
             file.write(f"{text}\n")
 
+    def note(found: Sequence[str]) -> None:
+        for said in found:  # at once: the rest may take an hour
+            logger.warning("%s", said)
+        findings.extend(found)
+
     tell(f"{HEAD}\n{LINES}")
     for experiment in EXPERIMENTS:
         if experiment.promise in promises:
             line = promised(experiment, _emptied(folder, experiment.promise), long=long)
             tell(line.text)
-            findings += line.findings
+            note(line.findings)
     for check in CHECKS if mutants else ():
         line = checked(check, _emptied(folder, check.mutant))
         tell(line.text)
-        findings += line.findings
+        note(line.findings)
     for said in findings:
         tell(f"- {said}")
     return 1 if findings else 0

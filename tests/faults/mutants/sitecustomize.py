@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from copy import copy
+from dataclasses import replace
 from importlib.abc import MetaPathFinder
 from typing import TYPE_CHECKING, Any
 
@@ -189,7 +190,13 @@ def record_first(sink: Any) -> None:
 @of("pnp_batch.job")
 def no_anti_join(job: Any) -> None:
     """A resumed run does everything again."""
-    job._todo = lambda asked, there, only_failed: asked
+    kept = job.prepare
+
+    def prepare(config: Any, **how: Any) -> Any:
+        made = kept(config, **how)
+        return replace(made, todo=job.np.arange(made.total, dtype=made.todo.dtype))
+
+    job.prepare = prepare
 
 
 @of("pnp_batch.execution")

@@ -1,0 +1,90 @@
+"""What a user gives: a preset, a YAML file, `PNP_BATCH_*` variables, flags; out a `RunConfig`.
+
+And the way back: the command that runs a configuration.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import yaml
+
+from pnp_batch.config import OPTIONS, RunConfig, default_of, flag
+from pnp_batch.errors import InvalidConfig, WrongUsage, did_you_mean
+from pnp_batch.presets import PRESET, with_preset
+
+ENV_PREFIX = "PNP_BATCH_"
+_SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+def read_file(text: str, path: str) -> dict[str, Any]:
+    """Parses a YAML job file. Raises `InvalidConfig` that names the file and an unknown key."""
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise InvalidConfig(f"{path}{line}: not valid YAML", "mend the file") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, Mapping):
+        raise InvalidConfig(f"{path}: expected `key: value` lines", "see `pnp-batch run --help`")
+    known = {PRESET, *(f.name for f in fields(RunConfig))}
+    for key in loaded:
+        if key not in known:
+            raise InvalidConfig(f"{path}: unknown key {key!r}", did_you_mean(str(key), known))
+    return dict(loaded)
+
+
+def read_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The fields set by `PNP_BATCH_*` variables, such as `PNP_BATCH_STEPS=20`."""
+    found: dict[str, Any] = {}
+    environ = os.environ if environ is None else environ
+    if preset := environ.get(ENV_PREFIX + PRESET.upper()):
+        found[PRESET] = preset
+    for name, option in OPTIONS.items():
+        text = environ.get(ENV_PREFIX + name.upper())
+        if text is None:
+            continue
+        if isinstance(default_of(name), tuple):
+            found[name] = tuple(part for part in text.split(",") if part)
+            continue
+        try:
+            found[name] = _SWITCH[text.lower()] if option.type is bool else option.type(text)
+        except (ValueError, KeyError) as error:
+            raise InvalidConfig(
+                f"{ENV_PREFIX}{name.upper()}={text!r}: expected {option.type.__name__}",
+                f"unset it, or see {flag(name)}",
+            ) from error
+    return found
+
+
+def build(
+    flags: Mapping[str, Any],
+    file: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> RunConfig:
+    """Merges defaults < preset < file < environment < flags. `flags` holds only what was given."""
+    merged = with_preset({**(file or {}), **read_environment(environ), **flags})
+    for name, what in (("manifest", "a MANIFEST"), ("output", "--output URI")):
+        if not isinstance(merged.get(name), str) or not merged[name]:
+            raise WrongUsage(f"{what} is missing", "pnp-batch run MANIFEST --output URI")
+    return RunConfig(**merged)
+
+
+def command(config: RunConfig) -> list[str]:
+    """The arguments of `pnp-batch` that run this job, with the flags that are not defaults."""
+    words = ["run", config.manifest, "--output", config.output]
+    for name in OPTIONS:
+        value = getattr(config, name)
+        if value == default_of(name):
+            continue
+        if isinstance(value, bool):
+            words.append(flag(name))
+        else:
+            for part in value if isinstance(value, tuple) else (value,):
+                words += [flag(name), f"{part}"]
+    return words

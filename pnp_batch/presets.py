@@ -1,0 +1,34 @@
+"""Presets: named values of the options that trade the picture for time.
+
+Each is what measurements on the embedded benchmark left over (docs/performance.md): no other
+values that were tried are both faster and nearer to the exact result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pnp_batch.errors import InvalidConfig, did_you_mean
+
+PRESET = "preset"
+PRESETS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "balanced": {},
+    "fast": {},
+}
+
+
+def with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, and where it names a preset, that one's values for all it leaves open.
+
+    Raises:
+        InvalidConfig: there is no such preset.
+    """
+    rest = dict(given)
+    name = rest.pop(PRESET, None)
+    if name is None:
+        return rest
+    if name not in PRESETS:
+        raise InvalidConfig(f"preset: unknown value {name!r}", did_you_mean(str(name), PRESETS))
+    return {**PRESETS[name], **rest}

@@ -1,0 +1,137 @@
+"""A scatter plot as SVG: points with names and intervals, and a line through some of them.
+
+SVG needs no library, stays sharp, and follows the light or dark of the page around it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 720, 440
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 16, 48
+STYLE = (
+    "text{font:13px sans-serif;fill:#555}.axis{stroke:#999;stroke-width:1}"
+    ".bar{stroke:#999;stroke-width:1.5}.dot{fill:#8a8a8a}.dot.named{fill:#c2410c}"
+    ".line{fill:none;stroke:#c2410c;stroke-width:1.5;stroke-dasharray:5 4}"
+    "@media (prefers-color-scheme: dark){text{fill:#bbb}}"
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a plot.
+
+    Attributes:
+        name: written beside it.
+        x, y: where it is.
+        low, high: ends of an interval of y; None for none.
+        marked: shown in colour; the line goes through the marked points.
+    """
+
+    name: str
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: its title, and the numbers at its ends, which it may run through by ratio."""
+
+    title: str
+    low: float
+    high: float
+    by_ratio: bool = False
+
+    @classmethod
+    def around(cls, title: str, values: Sequence[float], *, by_ratio: bool = False) -> Axis:
+        """An axis that holds some values with a margin. Raises `ValueError` for no values."""
+        low, high = min(values), max(values)
+        if by_ratio:
+            return cls(title, low / 1.15, high * 1.15, by_ratio=True)
+        margin = 0.08 * (high - low) or 1.0
+        return cls(title, low - margin, high + margin)
+
+    def share(self, value: float) -> float:
+        """Where a value lies between the ends, from 0 to 1."""
+        low, high, at = self.low, self.high, value
+        if self.by_ratio:
+            low, high, at = math.log(low), math.log(high), math.log(at)
+        return (at - low) / (high - low)
+
+    def ticks(self) -> list[float]:
+        """About five round numbers on it."""
+        if self.by_ratio:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            round_ones = [m * 10.0**p for p in powers for m in (1, 2, 5)]
+            return [tick for tick in round_ones if self.low <= tick <= self.high]
+        rough = (self.high - self.low) / 5
+        unit = 10 ** math.floor(math.log10(rough))
+        step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= rough)
+        first = math.ceil(self.low / step)
+        return [n * step for n in range(first, math.floor(self.high / step) + 1)]
+
+
+def scatter(points: Sequence[Point], x: Axis, y: Axis) -> str:
+    """An SVG document with the points on these axes."""
+    title = escape(f"{y.title} over {x.title}")
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'role="img" aria-label="{title}"><style>{STYLE}</style>'
+    )
+    line = " ".join(
+        "{:.1f},{:.1f}".format(*_place(point, x, y))
+        for point in sorted(points, key=lambda p: p.x)
+        if point.marked
+    )
+    body = [*_axes(x, y), f'<polyline class="line" points="{line}"/>']
+    for point in points:
+        body += _drawn(point, x, y)
+    return "\n".join([head, *body, "</svg>\n"])
+
+
+def _place(point: Point, x: Axis, y: Axis) -> tuple[float, float]:
+    return _across(x, point.x), _up(y, point.y)
+
+
+def _across(x: Axis, value: float) -> float:
+    return LEFT + x.share(value) * (WIDTH - LEFT - RIGHT)
+
+
+def _up(y: Axis, value: float) -> float:
+    return HEIGHT - BOTTOM - y.share(value) * (HEIGHT - TOP - BOTTOM)
+
+
+def _axes(x: Axis, y: Axis) -> Iterator[str]:
+    floor = HEIGHT - BOTTOM
+    yield f'<path class="axis" fill="none" d="M{LEFT} {TOP}V{floor}H{WIDTH - RIGHT}"/>'
+    for tick in x.ticks():
+        at = f'x="{_across(x, tick):.1f}" y="{floor + 18}"'
+        yield f'<text {at} text-anchor="middle">{tick:g}</text>'
+    for tick in y.ticks():
+        yield f'<text x="{LEFT - 8}" y="{_up(y, tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    yield f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x.title)}</text>'
+    at = f"14,{(TOP + floor) / 2}"
+    turned = f'transform="translate({at})rotate(-90)"'
+    yield f'<text {turned} text-anchor="middle">{escape(y.title)}</text>'
+
+
+def _drawn(point: Point, x: Axis, y: Axis) -> Iterator[str]:
+    across, up = _place(point, x, y)
+    if point.low is not None and point.high is not None:
+        ends = f'y1="{_up(y, point.low):.1f}" y2="{_up(y, point.high):.1f}"'
+        yield f'<line class="bar" x1="{across:.1f}" x2="{across:.1f}" {ends}/>'
+    kind = "dot named" if point.marked else "dot"
+    yield f'<circle class="{kind}" cx="{across:.1f}" cy="{up:.1f}" r="4.5"/>'
+    right = across < WIDTH - 170
+    side, anchor = (8, "start") if right else (-8, "end")
+    yield (
+        f'<text x="{across + side:.1f}" y="{up - 7:.1f}" text-anchor="{anchor}">'
+        f"{escape(point.name)}</text>"
+    )
