@@ -14,8 +14,8 @@ from pnp_batch.errors import InvalidConfig, did_you_mean
 PRESET = "preset"
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {},
-    "balanced": {},
-    "fast": {},
+    "balanced": {"deep_every": 2},
+    "fast": {"steps": 20, "deep_every": 2},
 }
 
 

@@ -61,6 +61,16 @@ def test_a_whole_run_is_measured_in_a_process_of_its_own(model, capsys):
         assert found["worker_mib"] > 200
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_pipeline_is_measured_without_a_model(model, capsys):
+    flags = ["--model", model, "--method", "copy", "--repeats", "1", "--prompts", "20"]
+    said = told(capsys, *flags, "--run", "600")
+    assert "work of an image: 0 TFLOP" in said
+    assert "a run of 600 rows on 1 workers: " in said
+    assert "workers busy 0%" in said
+
+
 def test_what_cannot_be_measured_is_refused(model, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["bench", "--model", model, "--method", "pmp"])

@@ -10,6 +10,7 @@ import pytest
 from pnp_batch import config, given
 from pnp_batch.config import OPTIONS, SHAPING, RunConfig
 from pnp_batch.errors import EXIT_INVALID, EXIT_USAGE, InvalidConfig, WrongUsage
+from pnp_batch.presets import PRESETS
 
 NEEDED = {"manifest": "m.csv", "output": "out"}
 # A value other than the default for every option; those marked here shape the picture.
@@ -252,3 +253,31 @@ def test_the_command_of_a_job_says_the_same_job(name):
     parsed.pop("config_file")
     assert given.build({k: v for k, v in parsed.items() if v not in (None, ())}, environ={}) == job
     assert given.command(built()) == words[:4]
+
+
+def test_a_preset_stands_for_the_options_it_names_and_no_others():
+    for name, values in PRESETS.items():
+        assert given.build({**NEEDED, "preset": name}, environ={}) == built(**values)
+    assert PRESETS["exact"] == {}
+    costs = [values.get("steps", 50) / values.get("deep_every", 1) for values in PRESETS.values()]
+    assert costs == sorted(costs, reverse=True)
+    assert len(set(costs)) == len(costs)
+
+
+def test_whatever_is_given_beats_the_preset_wherever_that_is_named():
+    values = dict(PRESETS["fast"])
+    values["deep_every"] += 1
+    flags = {**NEEDED, "deep_every": values["deep_every"]}
+    assert given.build({**flags, "preset": "fast"}, environ={}) == built(**values)
+    assert given.build(flags, {"preset": "fast"}, {}) == built(**values)
+    assert given.build(flags, {"preset": "exact"}, {"PNP_BATCH_PRESET": "fast"}) == built(**values)
+    made = given.build({**NEEDED, "preset": "fast"}, {"deep_every": values["deep_every"]}, {})
+    assert made == built(**values)
+    assert "preset" not in " ".join(given.command(made))  # the command names the values
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest():
+    with pytest.raises(InvalidConfig) as refused:
+        given.build({**NEEDED, "preset": "fsat"}, environ={})
+    assert "preset: unknown value 'fsat'" in str(refused.value)
+    assert "fast" in refused.value.hint

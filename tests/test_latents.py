@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pnp_batch.latents import Inversion, LatentCache
-from pnp_batch.storage import Storage
+from pnp_batch.latents import Inversion, LatentCache, Overlapped
+from pnp_batch.storage import Storage, StorageUnavailable
 
 KEY = "ab" * 32
 INVERSION = Inversion(
@@ -153,3 +153,26 @@ def test_the_cache_lies_in_object_stores_too(s3):
     np.testing.assert_array_equal(cache.get(KEY), trajectory())
     cache.storage.write(cache.name(KEY), cache.storage.read(cache.name(KEY))[:-1])
     assert cache.get(KEY) is None
+
+
+def test_what_is_written_behind_is_there_once_it_is_settled(cache):
+    behind = Overlapped(cache)
+    entries = {f"{n:02x}" * 32: trajectory(seed=n) for n in range(20)}
+    for key, values in entries.items():
+        behind.put(key, values)
+    behind.settle()
+    behind.expect(entries)
+    for key, values in entries.items():
+        assert np.array_equal(cache.get(key), values)
+        assert np.array_equal(behind.get(key), values)  # read ahead
+        assert np.array_equal(behind.get(key), values)  # and again, read now
+    assert behind.get("ff" * 32) is None
+
+
+def test_a_write_that_fails_is_told_when_it_is_settled(tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    behind = Overlapped(LatentCache(Storage(str(tmp_path / "cache"), patience=0.0)))
+    behind.put(KEY, trajectory())
+    with pytest.raises(StorageUnavailable):
+        behind.settle()
+    behind.settle()  # it was told

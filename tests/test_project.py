@@ -61,12 +61,14 @@ FLOORS = (
     ),
     ("methods",),
     ("origins", "engine", "translator", "sink", "job", "evaluation"),
-    ("cluster", "control", "stages", "execution", "pipeline", "progress", "report"),
+    ("cluster", "control", "stages", "execution", "resources", "pipeline", "progress", "report"),
     ("validate", "status", "gc", "plan", "bench", "doctor", "submit", "demo", "training", "cli"),
 )
 ORDER = {part: (floor, n) for floor, parts in enumerate(FLOORS) for n, part in enumerate(parts)}
 LIGHT = {*FLOORS[0], "flops"}
-MAY_IMPORT_RAY = {"cluster", "control", "stages", "execution", "pipeline", "progress", "submit"}
+MAY_IMPORT_RAY = {
+    *("cluster", "control", "stages", "execution", "resources", "pipeline", "progress", "submit"),
+}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "ray"}
 
 

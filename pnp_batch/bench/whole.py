@@ -96,7 +96,8 @@ def _measured(
     if not later.any():
         raise BenchFailed("all rows were recorded at once", "measure more rows")
     seconds = float(recorded.max() - recorded.min())
-    engine = float(table["seconds"].to_numpy()[later].sum())
+    # Rows that need no engine have spent no time there.
+    engine = float(table["seconds"].fill_null(0.0).to_numpy()[later].sum())
     return WholeBench(
         rows=len(table),
         workers=workers,

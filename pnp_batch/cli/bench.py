@@ -46,7 +46,8 @@ def bench(
 
     config = configured({"manifest": "-", "output": "-", **given})
     found = bench_engine(config, prompts=prompts, repeats=repeats, threads=threads)
-    saved = found.published_tflop_per_image / found.tflop_per_image
+    work = found.tflop_per_image
+    saved = found.published_tflop_per_image / work if work else float("inf")
     lines = [
         f"{found.model} on {found.device} in {found.dtype}: {found.steps} steps, "
         f"{found.images} images with {found.prompts} prompts each in a batch, "
@@ -54,7 +55,7 @@ def bench(
         f"inversion: {found.inversions_per_second:.3g} images/s",
         f"generation: {found.generations_per_second:.3g} images/s",
         f"whole: {found.images_per_second:.3g} images/s",
-        f"work of an image: {found.tflop_per_image:.4g} TFLOP "
+        f"work of an image: {work:.4g} TFLOP "
         f"(the published defaults: {found.published_tflop_per_image:.4g}, {saved:.1f} times)",
         f"achieved: {found.tflops:.3g} TFLOP/s, {found.utilisation:.0%} of the "
         f"{found.ceiling_tflops:.3g} of large matrix products",

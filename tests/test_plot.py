@@ -1,0 +1,62 @@
+"""Plots: well-formed SVG, points where their numbers say, and names that stay text."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+from pnp_batch.report.plot import Axis, Point, scatter
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(points, x, y):
+    return ElementTree.fromstring(scatter(points, x, y))
+
+
+def places(svg):
+    return [(float(c.get("cx")), float(c.get("cy"))) for c in svg.iter(f"{SVG}circle")]
+
+
+def test_points_stand_where_their_numbers_say():
+    points = [Point("a", 1, 10), Point("b", 10, 20), Point("c", 100, 30)]
+    x = Axis.around("cost", [p.x for p in points], by_ratio=True)
+    y = Axis.around("quality", [p.y for p in points])
+    (ax, ay), (bx, by), (cx, cy) = places(drawn(points, x, y))
+    assert (bx - ax, by - ay) == pytest.approx((cx - bx, cy - by), abs=0.11)
+    assert ax < bx < cx
+    assert ay > by > cy  # upwards is less in an SVG
+
+
+def test_an_interval_is_drawn_around_its_point():
+    points = [Point("a", 1, 10, low=8, high=13), Point("b", 2, 11)]
+    svg = drawn(points, Axis("x", 0, 3), Axis("y", 0, 20))
+    (bar,) = svg.iter(f"{SVG}line")
+    (x, y), _ = places(svg)
+    assert float(bar.get("x1")) == float(bar.get("x2")) == x
+    assert float(bar.get("y1")) > y > float(bar.get("y2"))
+
+
+def test_the_line_goes_through_the_marked_points_from_left_to_right():
+    points = [Point("a", 3, 1, marked=True), Point("b", 2, 2), Point("c", 1, 3, marked=True)]
+    svg = drawn(points, Axis("x", 0, 4), Axis("y", 0, 4))
+    (line,) = svg.iter(f"{SVG}polyline")
+    found = [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
+    a, _, c = places(svg)
+    assert found == [c, a]
+
+
+@pytest.mark.parametrize("by_ratio", [False, True])
+def test_ticks_are_round_numbers_between_the_ends(by_ratio):
+    axis = Axis.around("x", [18.2, 87.8], by_ratio=by_ratio)
+    assert 2 <= len(axis.ticks()) <= 7
+    assert all(axis.low <= tick <= axis.high for tick in axis.ticks())
+    assert all(f"{tick:.6g}".strip("0.")[:1] in set("123456789") for tick in axis.ticks())
+
+
+def test_a_name_is_text():
+    hostile = '<script>"&'
+    svg = drawn([Point(hostile, 1, 1)], Axis(hostile, 0, 2), Axis("y", 0, 2))
+    assert not list(svg.iter(f"{SVG}script"))
+    assert [t.text for t in svg.iter(f"{SVG}text")].count(hostile) == 2
