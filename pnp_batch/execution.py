@@ -30,6 +30,7 @@ from pnp_batch.process import trim_memory
 from pnp_batch.stages import Sink, Translate, Work, load
 
 POLL_SECONDS = 0.2
+ENDING_SECONDS = 3.0
 BLOCKS_A_WORKER = 8
 # What a crash may cost is a block: few rows where each takes the model, more where none does.
 LARGEST_BLOCK, LARGEST_MODEL_BLOCK = 256, 16
@@ -83,6 +84,9 @@ class Execution:
         trace: TracebackType | None,
     ) -> None:
         ray.kill(self._control)
+        # What still runs fails without Control. If Ray were shut down under it, Ray's native code
+        # could end this process, before it has said why it stops.
+        self._thread.join(ENDING_SECONDS)
 
     @property
     def counts(self) -> Counter[str]:
