@@ -50,7 +50,7 @@ class Engine:
 
     Args:
         model: the loaded model.
-        sampling: steps and solver, of sampling and of inversion.
+        sampling: steps of sampling and inversion, and which of them are whole.
         resolution: side of the working images; every row's `pixels` has it.
         cache: where trajectories are kept between jobs, or None.
     """

@@ -1,7 +1,6 @@
 """Presets: named values of the options that trade the picture for time.
 
-Each is what measurements on the embedded benchmark left over (docs/performance.md): no other
-values that were tried are both faster and nearer to the exact result.
+docs/performance.md has what they cost, and what else was tried and was worse.
 """
 
 from __future__ import annotations
