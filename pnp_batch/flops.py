@@ -124,7 +124,7 @@ def unet_flops(config: Mapping[str, Any], resolution_latent: int, tokens: int) -
     return UNetFlops(
         full=float(marks["end"]),
         to_feature=float(marks[f"{_FEATURE_SITE}.conv2"]),
-        to_attention=float(marks[f"{_ATTENTION_SITES[-1]}.to_k"]),
+        to_attention=float(marks[f"{last}.to_k"]),
         qk_shared=float(sum(marks[f"{site}.scores"] - marks[site] for site in _ATTENTION_SITES)),
         feature_branch=float(marks[f"{_FEATURE_SITE}.conv2"] - marks[_FEATURE_SITE]),
         shallow=float(first + marks["end"] - marks[_LAST_LAYER]),

@@ -97,7 +97,7 @@ class Features:
     """
 
     f: torch.Tensor | None = None
-    qk: list[tuple[torch.Tensor, torch.Tensor] | None] | None = None
+    qk: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     deep: torch.Tensor | None = None
 
 
@@ -182,14 +182,33 @@ def inversion_timesteps(noise: Noise, multiple: int) -> list[int]:
     return timesteps
 
 
-def invert(unet, x0, text, noise: Noise, multiple: int = 1) -> dict[int, torch.Tensor]:
+def reusing(unet, every: int):
+    """`evaluate`, which but in every so many-th step takes over a branch's own deep features.
+
+    They are what decoder layer 10 put out in the branch's latest whole step (DeepCache: Ma et al.,
+    arXiv 2312.00858, section 3.2).
+    """
+    deep = {}
+
+    def met(branch: str, step: int, x, t: int, text, given: Features = NOTHING):
+        given = replace(given, deep=deep[branch] if step % every else None)
+        output, features = evaluate(unet, x, t, text, given)
+        deep[branch] = features.deep
+        return output, features
+
+    return met
+
+
+def invert(
+    unet, x0, text, noise: Noise, multiple: int = 1, every: int = 1
+) -> dict[int, torch.Tensor]:
     """DDIM inversion (DDIM, section 4.3) of one latent image; the latents by timestep.
 
     From level s up to t the UNet is evaluated at (x_s, t); what it says is read at level s.
     """
-    latents, x, s = {}, x0, None
-    for t in inversion_timesteps(noise, multiple):
-        output, _ = evaluate(unet, x, t, text)
+    latents, x, s, met = {}, x0, None, reusing(unet, every)
+    for step, t in enumerate(inversion_timesteps(noise, multiple)):
+        output, _ = met("guidance", step, x, t, text)
         x = ddim(output, x, noise.at(s), noise.at(t), noise.prediction)
         latents[t] = x
         s = t
@@ -238,76 +257,35 @@ def sdedit(unet, x0, drawn, strength: float, edit: Edit, noise: Noise):
     return sample(unet, x, edit.target, edit.negative, edit.scale, rest)[0]
 
 
-def guidance_pass(unet, trajectory, text, noise: Noise) -> dict[int, Features]:
+def guidance_pass(unet, trajectory, text, noise: Noise, every: int = 1) -> dict[int, Features]:
     """The features of the guidance image at every sampling timestep (PnP, section 4)."""
-    return {t: evaluate(unet, trajectory[t], t, text)[1] for t in noise.timesteps}
+    met = reusing(unet, every)
+    return {t: met("guidance", i, trajectory[t], t, text)[1] for i, t in enumerate(noise.timesteps)}
 
 
-def translated_pass(unet, x, features: dict[int, Features], edit: Edit, noise: Noise):
+def translated_pass(
+    unet, x, features: dict[int, Features], edit: Edit, noise: Noise, every: int = 1
+):
     """PnP, algorithm 1: from x_T of the guidance image to x0 of its translation.
 
     Step i takes f while i < int(steps * pnp_f_t), and q, k while i < int(steps * pnp_attn_t), in
     the negative and in the target branch alike.
     """
-    steps = len(noise.timesteps)
+    steps, met = len(noise.timesteps), reusing(unet, every)
     for i, t in enumerate(noise.timesteps):
         s = noise.timesteps[i + 1] if i + 1 < steps else None
         given = Features(
             f=features[t].f if i < int(steps * edit.pnp_f_t) else None,
             qk=features[t].qk if i < int(steps * edit.pnp_attn_t) else None,
         )
-        negative, _ = evaluate(unet, x, t, edit.negative, given)
-        target, _ = evaluate(unet, x, t, edit.target, given)
+        negative, _ = met("negative", i, x, t, edit.negative, given)
+        target, _ = met("target", i, x, t, edit.target, given)
         output = negative + edit.scale * (target - negative)
         x = ddim(output, x, noise.at(t), noise.at(s), noise.prediction)
     return x
 
 
-def translate(unet, trajectory, source_text, edit: Edit, noise: Noise):
+def translate(unet, trajectory, source_text, edit: Edit, noise: Noise, every: int = 1):
     """Guidance pass, then translated pass, of one image with one prompt."""
-    features = guidance_pass(unet, trajectory, source_text, noise)
-    return translated_pass(unet, trajectory[noise.timesteps[0]], features, edit, noise)
-
-
-def reusing(unet, every: int):
-    """`evaluate`, which but in every so many-th step takes over a branch's own deep features.
-
-    They are what decoder layer 10 put out in the branch's latest whole step (DeepCache: Ma et al.,
-    arXiv 2312.00858, section 3.2).
-    """
-    deep = {}
-
-    def met(branch: str, step: int, x, t: int, text, given: Features = NOTHING):
-        given = replace(given, deep=deep[branch] if step % every else None)
-        output, features = evaluate(unet, x, t, text, given)
-        deep[branch] = features.deep
-        return output, features
-
-    return met
-
-
-def invert_reusing(unet, x0, text, noise: Noise, every: int) -> dict[int, torch.Tensor]:
-    """As `invert`, at the sampling timesteps."""
-    latents, x, s, met = {}, x0, None, reusing(unet, every)
-    for step, t in enumerate(noise.timesteps[::-1]):
-        output, _ = met("guidance", step, x, t, text)
-        latents[t] = x = ddim(output, x, noise.at(s), noise.at(t), noise.prediction)
-        s = t
-    return latents
-
-
-def translate_reusing(unet, trajectory, source_text, edit: Edit, noise: Noise, every: int):
-    """As `translate`."""
-    x, steps, met = trajectory[noise.timesteps[0]], len(noise.timesteps), reusing(unet, every)
-    for i, t in enumerate(noise.timesteps):
-        _, features = met("guidance", i, trajectory[t], t, source_text)
-        given = Features(
-            f=features.f if i < int(steps * edit.pnp_f_t) else None,
-            qk=features.qk if i < int(steps * edit.pnp_attn_t) else None,
-        )
-        negative, _ = met("negative", i, x, t, edit.negative, given)
-        target, _ = met("target", i, x, t, edit.target, given)
-        output = negative + edit.scale * (target - negative)
-        below = noise.timesteps[i + 1] if i + 1 < steps else None
-        x = ddim(output, x, noise.at(t), noise.at(below), noise.prediction)
-    return x
+    features = guidance_pass(unet, trajectory, source_text, noise, every)
+    return translated_pass(unet, trajectory[noise.timesteps[0]], features, edit, noise, every)

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import click
 
 from pnp_batch import config
-from pnp_batch import given as given_by
 from pnp_batch.config import OPTIONS, Option, RunConfig
 from pnp_batch.errors import InvalidConfig
+from pnp_batch.given import build, read_file
 from pnp_batch.presets import PRESET, PRESETS
 from pnp_batch.results import Failure
 from pnp_batch.storage import Storage
@@ -114,8 +114,8 @@ def configured(given: Mapping[str, Any], otherwise: Mapping[str, Any] | None = N
         data = Storage(folder or ("/" if path.startswith("/") else ".")).read_if_there(name)
         if data is None:
             raise InvalidConfig(f"{path}: no such file", "check --config")
-        file |= given_by.read_file(data.decode("utf-8", "replace"), path)
-    return given_by.build(flags, file)
+        file |= read_file(data.decode("utf-8", "replace"), path)
+    return build(flags, file)
 
 
 def answer(text: str, body: Mapping[str, Any], *, as_json: bool) -> None:

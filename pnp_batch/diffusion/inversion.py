@@ -25,7 +25,7 @@ def invert(unet: UNet, x0: torch.Tensor, text: torch.Tensor, schedule: Schedule)
         The latents at the sampling timesteps in sampling order, x_T first: (steps, B, C, h, w).
     """
     kept: dict[int, torch.Tensor] = {}
-    x, branch = x0, Branch(unet, reuse=schedule.sampling.reuses)
+    x, branch = x0, Branch(unet, schedule.sampling)
     for index, (s, t) in enumerate(schedule.ascending()):
         output = branch(x, t, text, whole=schedule.sampling.is_whole(index))
         x0_hat, eps = predicted(output, x, schedule.level(s), schedule.prediction)

@@ -60,7 +60,7 @@ def reconstruct(
     unet: UNet, x: torch.Tensor, text: torch.Tensor, schedule: Schedule
 ) -> torch.Tensor:
     """Samples from x_T (B, C, h, w) with one prompt a row and no guidance; returns x0."""
-    branch = _branch(unet, schedule)
+    branch = Branch(unet, schedule.sampling)
     for index, t in enumerate(schedule.timesteps):
         output = branch(x, t, text, whole=schedule.sampling.is_whole(index))
         x = _step(output, x, schedule, index)
@@ -98,7 +98,7 @@ def sample(
     Returns:
         The latents x0, (N, C, h, w); `x` if no step is left.
     """
-    branch, text = _branch(unet, schedule), prompts.both
+    branch, text = Branch(unet, schedule.sampling), prompts.both
     for index in range(first, schedule.steps):
         meet(x)
         whole = schedule.sampling.is_whole(index - first)
@@ -146,7 +146,7 @@ def translate(
     x = guidance.trajectory[0].index_select(0, guidance.owner)
     text = prompts.both
     owner = torch.cat([guidance.owner, guidance.owner])
-    source, translated = _branch(unet, schedule), _branch(unet, schedule)
+    source, translated = Branch(unet, schedule.sampling), Branch(unet, schedule.sampling)
     with injected(unet.sites, owner) as injection:
         for index, t in enumerate(schedule.timesteps):
             whole = schedule.sampling.is_whole(index)
@@ -168,7 +168,3 @@ def _step(output: torch.Tensor, x: torch.Tensor, schedule: Schedule, index: int)
     t, s = schedule.timesteps[index], schedule.below(index)
     x0, eps = predicted(output, x, schedule.level(t), schedule.prediction)
     return move(x0, eps, schedule.level(s))
-
-
-def _branch(unet: UNet, schedule: Schedule) -> Branch:
-    return Branch(unet, reuse=schedule.sampling.reuses)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pnp_batch.diffusion.sites import Sites, find_sites
+from pnp_batch.steps import Sampling
 
 
 class UNet:
@@ -51,12 +52,12 @@ class Branch:
 
     Args:
         unet: the denoiser.
-        reuse: whether there are shallow evaluations, so that features have to be kept.
+        sampling: tells whether there are shallow evaluations, so that features have to be kept.
     """
 
-    def __init__(self, unet: UNet, *, reuse: bool) -> None:
+    def __init__(self, unet: UNet, sampling: Sampling) -> None:
         self._unet = unet
-        self._reuse = reuse
+        self._reuse = sampling.reuses
         self._deep: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor, t: int, text: torch.Tensor, *, whole: bool) -> torch.Tensor:

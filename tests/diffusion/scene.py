@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -105,16 +105,17 @@ def rows(
     )
 
 
-def inverted_in(schedule: Schedule, inversion_steps: int) -> Schedule:
-    """The same schedule with another number of inversion steps."""
-    return replace(schedule, sampling=Sampling(schedule.steps, inversion_steps))
-
-
 def both_schedules(
-    steps: int, prediction: str = "epsilon", **changes: object
+    steps: int,
+    prediction: str = "epsilon",
+    *,
+    inversion_steps: int | None = None,
+    deep_every: int = 1,
+    **changes: object,
 ) -> tuple[Schedule, reference.Noise]:
     """The same schedule from the code under test and from the reference."""
+    settings = config(prediction, **changes)
     return (
-        make_schedule(config(prediction, **changes), Sampling(steps)),
-        reference.noise_schedule(config(prediction, **changes), steps),
+        make_schedule(settings, Sampling(steps, inversion_steps, deep_every)),
+        reference.noise_schedule(settings, steps),
     )

@@ -9,15 +9,7 @@ from pnp_batch.diffusion.inversion import invert
 from pnp_batch.diffusion.sampling import reconstruct
 from pnp_batch.diffusion.unet import UNet
 from tests import reference, tiny
-from tests.diffusion.scene import (
-    EMPTY,
-    TOLERANCE,
-    both_schedules,
-    far,
-    inverted_in,
-    latents,
-    texts,
-)
+from tests.diffusion.scene import EMPTY, TOLERANCE, both_schedules, far, latents, texts
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +23,9 @@ def gentle():
 
 
 def check(unet, steps, multiple, prediction="epsilon", **changes):
-    schedule, noise = both_schedules(steps, prediction, **changes)
+    schedule, noise = both_schedules(steps, prediction, inversion_steps=steps * multiple, **changes)
     x0 = latents(1)
-    trajectory = invert(unet, x0, EMPTY, inverted_in(schedule, steps * multiple))
+    trajectory = invert(unet, x0, EMPTY, schedule)
     by_hand = reference.invert(unet.module, x0, EMPTY, noise, multiple)
     assert trajectory.dtype == torch.float32
     assert len(trajectory) == steps
@@ -85,27 +77,24 @@ def smooth():
     return UNet(tiny.new_unet("sd1", strength=0.05, **tiny.DECODER_ATTENTION_ONLY))
 
 
-def reconstruction_error(unet, schedule, inversion_steps):
+def reconstruction_error(unet, steps, prediction, inversion_steps=None):
+    schedule, _ = both_schedules(steps, prediction, inversion_steps=inversion_steps)
     x0 = latents(1)
-    noisy = invert(unet, x0, EMPTY, inverted_in(schedule, inversion_steps))[0]
+    noisy = invert(unet, x0, EMPTY, schedule)[0]
     assert far(noisy, x0) > 0.03
     return float((reconstruct(unet, noisy, EMPTY, schedule) - x0).norm() / x0.norm())
 
 
 @pytest.mark.parametrize("prediction", tiny.PREDICTIONS)
 def test_reconstruction_is_close_and_closer_with_more_inversion_steps(smooth, prediction):
-    schedule, _ = both_schedules(3, prediction)
-    errors = [reconstruction_error(smooth, schedule, 3 * multiple) for multiple in (1, 2, 4)]
+    errors = [reconstruction_error(smooth, 3, prediction, 3 * n) for n in (1, 2, 4)]
     assert errors[2] < errors[1] < errors[0]
     if prediction == "epsilon":  # with v, three steps are too coarse whatever the UNet
         assert errors[0] < 0.1
 
 
 def test_reconstruction_is_closer_with_more_steps_both_ways(smooth):
-    errors = []
-    for steps in (2, 6, 15):
-        schedule, _ = both_schedules(steps, "v_prediction")
-        errors.append(reconstruction_error(smooth, schedule, steps))
+    errors = [reconstruction_error(smooth, steps, "v_prediction") for steps in (2, 6, 15)]
     assert errors[2] < errors[1] < errors[0]
     assert errors[2] < 0.2
 

@@ -13,16 +13,7 @@ from pnp_batch.diffusion.unet import UNet
 from pnp_batch.methods.base import Batch
 from pnp_batch.methods.pnp import PlugAndPlay
 from tests import reference, tiny
-from tests.diffusion.scene import (
-    EMPTY,
-    TOLERANCE,
-    both_schedules,
-    far,
-    inverted_in,
-    latents,
-    rows,
-    texts,
-)
+from tests.diffusion.scene import EMPTY, TOLERANCE, both_schedules, far, latents, rows, texts
 
 
 @pytest.mark.parametrize("layout", tiny.LAYOUTS)
@@ -107,9 +98,9 @@ def test_the_guidance_branch_sees_its_own_latent_and_prompt_at_every_timestep(un
 @pytest.mark.parametrize(("layout", "prediction"), [("sd1", "epsilon"), ("sd2", "v_prediction")])
 def test_the_whole_path_from_image_to_translation_is_the_references(layout, prediction):
     unet = UNet(tiny.new_unet(layout, strength=0.1))
-    schedule, noise = both_schedules(3, prediction)
+    schedule, noise = both_schedules(3, prediction, inversion_steps=6)
     x0, target, negative = latents(1), texts(1, 2), texts(1, 3)
-    trajectory = invert(unet, x0, EMPTY, inverted_in(schedule, 6))
+    trajectory = invert(unet, x0, EMPTY, schedule)
     guidance = Guidance(trajectory, EMPTY, torch.tensor([0]))
     prompts = Prompts(target, negative, torch.tensor([7.5]))
     result = translate(unet, guidance, prompts, schedule, feature_steps=2, attention_steps=1)
