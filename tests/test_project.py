@@ -51,7 +51,7 @@ FLOORS = (
             "rows",
             "batches",
         ),
-        *("digest", "listing", "parts", "recorded", "results", "record", "attempts"),
+        *("digest", "listing", "parts", "recorded", "results", "record", "attempts", "scores"),
     ),
     ("flops", "world", "source", "models", "latents"),
     (
