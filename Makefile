@@ -40,8 +40,9 @@ types: venv ## mypy, strict
 pytest: venv ## the test suite: no network, no GPU
 	$(BIN)/pytest
 
-soak: venv ## the fault suite's long form: hours; PROMISES="P3 P7" chooses
+soak: venv ## the fault suite's long form: 100 minutes; PROMISES="P3 P7" chooses
 	$(BIN)/python -m tests.faults.soak $(PROMISES)
+	$(if $(PROMISES),,$(BIN)/python -m tests.faults.images --mutations 3000 --pillow)
 
 wheel: venv ## build dist/*.whl
 	rm -rf dist

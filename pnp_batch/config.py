@@ -20,6 +20,7 @@ FITS = ("crop", "stretch", "pad")
 IMAGE_FORMATS = ("png", "jpg", "webp")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MEMORY_FORMATS = ("auto", "contiguous", "channels-last")
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,12 @@ class RunConfig:
         "float32 on CPU, bfloat16 on CUDA where it has it",
         choices=DTYPES,
         shapes=True,
+    )
+    memory_format: str = _option(
+        "auto", "of feature maps: channels-last on CUDA, else contiguous", choices=MEMORY_FORMATS
+    )
+    compile: bool = _option(
+        False, "compile the UNet's blocks first; pays off in long jobs", type=bool
     )
     limit: int | None = _option(None, "only the first N rows", type=int, low=1)
     seed: int = _option(0, "seed of the job", type=int, shapes=True)

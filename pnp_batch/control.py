@@ -11,14 +11,28 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pnp_batch.attempts import Attempts, Verdict
-from pnp_batch.listing import Blocks, RowFile
+from pnp_batch.listing import RowFile
+
+
+class Blocks(Protocol):
+    """Rows in blocks."""
+
+    @property
+    def path(self) -> str:
+        """Of the file with the rows of the job, on the driver's machine."""
+
+    def __len__(self) -> int:
+        """How many blocks."""
+
+    def rows(self, file: RowFile, number: int) -> pa.Table:
+        """The rows of a block, of which `file` holds what the job knows."""
 
 
 @dataclass(frozen=True)

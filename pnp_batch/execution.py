@@ -1,6 +1,4 @@
-"""The Ray Data graph at work: prepared rows in, images and results on storage.
-
-    blocks to do -> load (CPU tasks) -> Translate (actors with the model) -> Sink (images, results)
+"""A Ray Data graph at work, watched: what there is to do in, what has become of it out.
 
 It runs in a thread of its own, while the main thread watches and takes signals.
 """
@@ -14,36 +12,44 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import ray
-from ray.data import ActorPoolStrategy
 
-from pnp_batch import control, methods, record, results
-from pnp_batch.batches import cuts, ordered
-from pnp_batch.control import Seen
+from pnp_batch import control, record, results
+from pnp_batch.control import Blocks, Seen
 from pnp_batch.errors import JobError
-from pnp_batch.job import Job
-from pnp_batch.listing import Blocks
 from pnp_batch.process import trim_memory
-from pnp_batch.stages import Sink, Translate, Work, load
 
 POLL_SECONDS = 0.2
 ENDING_SECONDS = 3.0
-BLOCKS_A_WORKER = 8
-# What a crash may cost is a block: few rows where each takes the model, more where none does.
-LARGEST_BLOCK, LARGEST_MODEL_BLOCK = 256, 16
-LARGEST_BYTES = 32 * 2**20  # of a block's pixels
-MOST_BLOCKS = 20_000
 
 
 class RunBroken(JobError):
     """The run ended before its rows did, through no fault of a row."""
 
 
+class Graph(Protocol):
+    """What an execution does.
+
+    Attributes:
+        doing: what a user would say that is done with the rows.
+    """
+
+    doing: str
+
+    def blocks(self) -> Blocks:
+        """The rows to do, in blocks; asked for once."""
+
+    def run(self, data: ray.data.Dataset, control: Any, count: int) -> None:  # noqa: ANN401
+        """Does so many blocks, of which each row of `data` has the number of one.
+
+        `control` is the handle of the actor that has the rows.
+        """
+
+
 class Execution:
-    """A run's graph, from start to end; a context manager.
+    """A graph, from start to end; a context manager.
 
     Attributes:
         seen: counts and what is in flight, as of the latest look.
@@ -53,16 +59,13 @@ class Execution:
         state: how it ended, one of `record`'s.
     """
 
-    def __init__(self, job: Job, work: Work, workers: int, gpus_per_worker: float) -> None:
-        self._needs_model = _needs_model(job)
-        blocks = _blocks(job, work, workers, needs_model=self._needs_model)
+    def __init__(self, graph: Graph) -> None:
+        blocks = graph.blocks()
         self._count = len(blocks)
         self._control: Any = control.start(blocks)  # has them from here on, this process has not
         del blocks
         trim_memory()
-        self._work = work
-        self._workers = workers
-        self._gpus_per_worker = gpus_per_worker
+        self._graph = graph
         self.seen = Seen()
         self.signals = 0
         self.error: JobError | None = None
@@ -109,7 +112,7 @@ class Execution:
         if self._stopping:
             return "finishing what is in flight"
         recorded = self.counts[results.OK] + self.counts[results.ERROR]
-        return "translating" if recorded else "loading the model"
+        return self._graph.doing if recorded else "loading the model"
 
     def watch(self) -> Iterator[None]:
         """Yields after each look at the graph until it has ended, then settles the state."""
@@ -148,50 +151,8 @@ class Execution:
 
     def _execute(self) -> None:
         numbers = [{"block": number} for number in range(self._count)]
-        stage = {"work": self._work, "control": self._control}
-        data: ray.data.Dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers))
-        # Another share of a CPU than the actors' keeps Ray from fusing loading into them.
-        data = data.map_batches(
-            load,  # type: ignore[arg-type]  # its other arguments come from fn_kwargs
-            fn_kwargs=stage,
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=0.5,
-        )
-        # Ray restarts a dead actor and repeats its block for ever: `attempts` ends that.
-        data = data.map_batches(
-            Translate,
-            fn_constructor_kwargs={**stage, "preload": self._needs_model},
-            batch_format="pyarrow",
-            batch_size=None,
-            compute=ActorPoolStrategy(
-                size=min(self._workers, self._count),
-                # Else the first actor that is ready takes blocks that others could begin at once.
-                max_tasks_in_flight_per_actor=1 if self._needs_model else None,
-            ),
-            num_cpus=1,
-            num_gpus=self._gpus_per_worker or None,
-        )
-        data.write_datasink(Sink(self._work, self._control), ray_remote_args={"num_cpus": 0.5})
-
-
-def _needs_model(job: Job) -> bool:
-    usable = job.todo[job.listing.usable[job.todo]]
-    used = {job.listing.recipes[code]["method"] for code in np.unique(job.listing.recipe[usable])}
-    return any(methods.get(name).uses_model for name in used)
-
-
-def _blocks(job: Job, work: Work, workers: int, *, needs_model: bool) -> Blocks:
-    """The rows to do in the order and the blocks in which they are done."""
-    pixels = 3 * work.resolution**2
-    largest = LARGEST_MODEL_BLOCK if needs_model else LARGEST_BLOCK
-    largest = max(1, min(largest, LARGEST_BYTES // pixels))
-    todo, image = job.todo, job.listing.guidance
-    todo = todo[ordered(image[todo], job.places.share[todo])]
-    places = job.places.of(todo)
-    wanted = max(workers * BLOCKS_A_WORKER, min(len(todo) // largest, MOST_BLOCKS))
-    ends = cuts(image[todo], places.share, places.images, wanted)
-    return Blocks(job.listing.file.path, todo, places, ends)
+        data = ray.data.from_items(numbers, override_num_blocks=len(numbers))
+        self._graph.run(data, self._control, self._count)
 
 
 @contextmanager

@@ -26,8 +26,9 @@ from pnp_batch.lease import Lease
 from pnp_batch.record import Record
 from pnp_batch.resources import Resources, resources
 from pnp_batch.results import Summary
-from pnp_batch.stages import Work
+from pnp_batch.stages import Reading, Work
 from pnp_batch.storage import Storage
+from pnp_batch.translation import Translation
 
 RECORD_SECONDS = 5.0
 COUNTED = ("cached", "inverted", "damaged")
@@ -144,7 +145,7 @@ def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
     settings = {**job.settings, "device": on.device, "dtype": on.dtype}
     record.refuse_other(job.output, settings)
     journal = _Journal(job, settings)
-    with Execution(job, _work(job, on), on.workers, on.gpus_per_worker) as execution:
+    with Execution(Translation(job, _work(job, on), on)) as execution:
         for _ in execution.watch():
             progress = _progress(job, begun, execution.phase, execution)
             say(progress)
@@ -204,12 +205,12 @@ def _work(job: Job, on: Resources) -> Work:
         device=on.device,
         dtype=on.dtype,
         threads=on.threads,
+        memory_format=config.memory_format,
+        compiled=config.compile,
         sampling=config.sampling,
-        resolution=int(job.settings["resolution"]),
-        fit=config.fit,
+        reading=Reading(job.policy, int(job.settings["resolution"]), config.fit),
         image_format=config.image_format,
         schema=job.schema,
-        policy=job.policy,
         row_timeout=config.row_timeout,
     )
 

@@ -57,17 +57,21 @@ FLOORS = (
     (
         *("diffusion.schedule", "diffusion.sites", "diffusion.unet"),
         *("diffusion.attention", "diffusion.injection", "diffusion.inversion"),
-        "diffusion.sampling",
+        *("diffusion.sampling", "diffusion.tuning"),
     ),
     ("methods",),
-    ("origins", "engine", "translator", "sink", "job", "evaluation"),
-    ("cluster", "control", "stages", "execution", "resources", "pipeline", "progress", "report"),
+    ("origins", "engine", "translator", "sink", "job"),
+    (
+        *("cluster", "control", "stages", "execution", "resources", "translation", "pipeline"),
+        *("progress", "report"),
+    ),
     ("validate", "status", "gc", "plan", "bench", "doctor", "submit", "demo", "training", "cli"),
 )
 ORDER = {part: (floor, n) for floor, parts in enumerate(FLOORS) for n, part in enumerate(parts)}
 LIGHT = {*FLOORS[0], "flops"}
 MAY_IMPORT_RAY = {
-    *("cluster", "control", "stages", "execution", "resources", "pipeline", "progress", "submit"),
+    *("cluster", "control", "stages", "execution", "resources", "translation", "pipeline"),
+    *("progress", "submit"),
 }
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "ray"}
 

@@ -78,6 +78,7 @@ def bench_engine(config: RunConfig, *, prompts: int, repeats: int, threads: int)
     import torch
 
     from pnp_batch.batches import DEFAULT_BATCH_SIZE
+    from pnp_batch.diffusion.tuning import tune
     from pnp_batch.translator import Translator
 
     images = max(1, (config.batch_size or DEFAULT_BATCH_SIZE) // prompts)
@@ -86,6 +87,7 @@ def bench_engine(config: RunConfig, *, prompts: int, repeats: int, threads: int)
     torch.set_num_threads(threads)
     try:
         translator = Translator.load(config.model, expected.device, expected.dtype, config.revision)
+        tune(translator.model, config.memory_format, compiled=config.compile)
         times = [_times(translator, config, images, prompts, n) for n in range(repeats + 1)][1:]
         ceiling = matrix_tflops(expected.device, translator.model.dtype)
     finally:

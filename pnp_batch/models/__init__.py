@@ -5,7 +5,16 @@ directories, so that a wrong model is refused before any worker starts.
 """
 
 from pnp_batch.models.check import CONFIGS, WEIGHTS
-from pnp_batch.models.files import DEMO, ModelFiles, find, is_directory
+from pnp_batch.models.files import DEMO, ModelFiles, find, from_hub, is_directory
 from pnp_batch.models.loaded import StableDiffusion
 
-__all__ = ["CONFIGS", "DEMO", "WEIGHTS", "ModelFiles", "StableDiffusion", "find", "is_directory"]
+__all__ = [
+    "CONFIGS",
+    "DEMO",
+    "WEIGHTS",
+    "ModelFiles",
+    "StableDiffusion",
+    "find",
+    "from_hub",
+    "is_directory",
+]

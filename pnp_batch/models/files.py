@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -15,6 +15,11 @@ from pnp_batch.errors import InvalidModel
 from pnp_batch.models.check import CONFIGS, WEIGHTS, checked_configs, weight_files
 
 DEMO = "demo"
+# What of a hub model is downloaded.
+WANTED = (
+    *("model_index.json", *CONFIGS.values(), "tokenizer/*"),
+    *(f"{part}/{stem}*.safetensors*" for part, stem in WEIGHTS.items()),
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def find(name: str, revision: str | None = None) -> ModelFiles:
     elif is_directory(name):
         path = Path(name).expanduser().absolute()
     elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        path = _from_hub(name, revision)
+        path = from_hub(name, revision, WANTED)
     else:
         raise InvalidModel(
             f"model {name!r}: no such directory", "give a directory, a hub id (owner/name), or demo"
@@ -99,14 +104,17 @@ def is_directory(name: str) -> bool:
     return name != DEMO and Path(name).expanduser().is_dir()
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def from_hub(name: str, revision: str | None, wanted: Sequence[str]) -> Path:
+    """The local folder of a hub model's files of these patterns, downloaded where missing.
+
+    Raises:
+        InvalidModel: it cannot be had.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    wanted = ["model_index.json", *CONFIGS.values(), "tokenizer/*"]
-    wanted += [f"{part}/{stem}*.safetensors*" for part, stem in WEIGHTS.items()]
     try:
-        found = snapshot_download(name, revision=revision, allow_patterns=wanted)
+        found = snapshot_download(name, revision=revision, allow_patterns=list(wanted))
     except (
         OSError,
         ValueError,

@@ -6,7 +6,7 @@ translate import torch, and only once a row needs it.
 
 from pnp_batch.stages.load import load
 from pnp_batch.stages.translate import Translate
-from pnp_batch.stages.work import Work
+from pnp_batch.stages.work import Reading, Work
 from pnp_batch.stages.write import Sink
 
-__all__ = ["Sink", "Translate", "Work", "load"]
+__all__ = ["Reading", "Sink", "Translate", "Work", "load"]

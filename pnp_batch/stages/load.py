@@ -14,7 +14,7 @@ import ray
 from pnp_batch import source
 from pnp_batch.attempts import ATTEMPTS
 from pnp_batch.errors import ImageUndecodable, InvalidRow, RowError
-from pnp_batch.stages.work import Work, kind, text
+from pnp_batch.stages.work import Reading, kind, text
 
 # Many images are read at a time, but one is decoded: at its limit it takes a gigabyte.
 _decoding = threading.Lock()
@@ -24,7 +24,7 @@ Image = Mapping[str, Any]
 Loaded = tuple[bytes | None, str | None, RowError | None]
 
 
-def load(table: pa.Table, work: Work, control: Any) -> pa.Table:  # noqa: ANN401 - actor handle
+def load(table: pa.Table, reading: Reading, control: Any) -> pa.Table:  # noqa: ANN401 - actor handle
     """Reads, decodes and prepares the guidance images of a block, which `table` names by number.
 
     Adds the columns `pixels` (RGB bytes of the working image, null where there is none),
@@ -39,7 +39,7 @@ def load(table: pa.Table, work: Work, control: Any) -> pa.Table:  # noqa: ANN401
     for row in rows:
         if row["problem"] is None:
             distinct.setdefault(row["guidance"], row)
-    loaded = _load_all(distinct, work, control)
+    loaded = _load_all(distinct, reading, control)
     made = [
         (None, None, InvalidRow(row["problem"])) if row["problem"] else loaded[row["guidance"]]
         for row in rows
@@ -57,7 +57,7 @@ def load(table: pa.Table, work: Work, control: Any) -> pa.Table:  # noqa: ANN401
 
 def _load_all(
     images: Mapping[str, Image],
-    work: Work,
+    reading: Reading,
     control: Any,  # noqa: ANN401 - an actor handle
 ) -> dict[str, Loaded]:
     """Loads images side by side; those that a worker died with one by one, as often as allowed."""
@@ -70,29 +70,29 @@ def _load_all(
         loaded[names[name]] = None, None, ImageUndecodable(f"{what}; save the image again")
     for name in (*verdict.alone, *verdict.last):
         ray.get(control.begin.remote([name]))
-        loaded[names[name]] = _load(images[names[name]], work)
+        loaded[names[name]] = _load(images[names[name]], reading)
         control.end.remote([name])
     if verdict.together:
         ray.get(control.begin.remote(verdict.together))
         with ThreadPoolExecutor(source.READERS) as readers:
-            read = readers.map(lambda name: _load(images[names[name]], work), verdict.together)
+            read = readers.map(lambda name: _load(images[names[name]], reading), verdict.together)
             loaded |= {names[n]: one for n, one in zip(verdict.together, read, strict=True)}
         control.end.remote(verdict.together)
     return loaded
 
 
-def _load(row: Image, work: Work) -> Loaded:
+def _load(row: Image, reading: Reading) -> Loaded:
     if row["image"] is None and row["image_bytes"] is None:
         return None, None, None  # to be generated
     digest = None
     try:
         data = row["image_bytes"]
         if data is None:
-            data = source.read_source(row["image"], work.policy)
+            data = source.read_source(row["image"], reading.policy)
         digest = hashlib.sha256(data).hexdigest()
         with _decoding:
-            image = source.decode(data, work.policy, row["image"] or source.EMBEDDED)
-            prepared = source.prepare(image, work.resolution, work.fit)
+            image = source.decode(data, reading.policy, row["image"] or source.EMBEDDED)
+            prepared = source.prepare(image, reading.resolution, reading.fit)
     except RowError as error:
         return None, digest, error
     return prepared.tobytes(), digest, None

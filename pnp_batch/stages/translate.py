@@ -58,16 +58,19 @@ class Translate:
     def _engine(self) -> Engine:
         import torch
 
+        from pnp_batch.diffusion.tuning import tune
         from pnp_batch.engine import Engine
         from pnp_batch.models import StableDiffusion
 
         work = self._work
         work.model.check_digest()
         torch.set_num_threads(work.threads)
+        model = StableDiffusion(work.model, work.device, work.dtype)
+        tune(model, work.memory_format, compiled=work.compiled)
         return Engine(
-            StableDiffusion(work.model, work.device, work.dtype),
+            model,
             sampling=work.sampling,
-            resolution=work.resolution,
+            resolution=work.reading.resolution,
             cache=self._cache,
         )
 
@@ -174,7 +177,7 @@ class Translate:
     def _row(self, record: Mapping[str, Any]) -> Row:
         from pnp_batch.origins import Row
 
-        side = self._work.resolution
+        side = self._work.reading.resolution
         pixels = record["pixels"]
         return Row(
             row_id=record["row_id"],
@@ -194,7 +197,7 @@ class Translate:
         self, table: pa.Table, images: list[bytes | None], outcomes: list[Outcome | None]
     ) -> pa.Table:
         """The rows as the results hold them, but for what the sink adds; and their pixels."""
-        side = self._work.resolution
+        side = self._work.reading.resolution
         columns: dict[str, list[Any]] = {
             "pixels": images,
             "width": [None if image is None else side for image in images],
@@ -203,7 +206,7 @@ class Translate:
             "latents_key": [outcome.latents_key if outcome else None for outcome in outcomes],
             "seconds": [outcome.seconds if outcome else None for outcome in outcomes],
             "resolution": [side] * len(images),
-            "fit": [self._work.fit] * len(images),
+            "fit": [self._work.reading.fit] * len(images),
         }
         for name, told in (("error_type", kind), ("error_message", text)):
             loaded = table[name].to_pylist()

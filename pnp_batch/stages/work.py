@@ -14,6 +14,15 @@ from pnp_batch.storage import Storage
 
 
 @dataclass(frozen=True)
+class Reading:
+    """Where guidance images may come from, and what becomes of them before the work."""
+
+    policy: SourcePolicy
+    resolution: int
+    fit: str
+
+
+@dataclass(frozen=True)
 class Work:
     """What every stage needs to know of the job."""
 
@@ -23,12 +32,12 @@ class Work:
     device: str
     dtype: str
     threads: int
+    memory_format: str
+    compiled: bool
     sampling: Sampling
-    resolution: int
-    fit: str
+    reading: Reading
     image_format: str
     schema: pa.Schema
-    policy: SourcePolicy
     row_timeout: float
 
 

@@ -1,0 +1,75 @@
+"""Memory format and compilation: the same picture, by other programs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from pnp_batch.diffusion.tuning import tune
+from pnp_batch.diffusion.unet import UNet
+from pnp_batch.models import StableDiffusion, find
+from tests import tiny
+from tests.diffusion.scene import TOLERANCE, both_schedules, far, rows
+
+STEPS = 2
+# Few shapes of blocks, so that there is little to compile.
+NARROW = {"block_out_channels": (16, 16, 16, 16)}
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model whose UNet is small to compile."""
+    unet = tiny.new_unet("sd1", **NARROW)
+    return StableDiffusion(find(str(tiny.save_model(tmp_path / "model", "sd1", unet))))
+
+
+def translated(model):
+    schedule, _ = both_schedules(STEPS)
+    return rows(STEPS, [0, 1]).translated(UNet(model.unet), schedule, 1, 1)
+
+
+def is_channels_last(module):
+    weight = module.conv_in.weight
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+def test_channels_last_gives_the_same_translation(model):
+    expected = translated(model)
+    tune(model, "channels-last", compiled=False)
+    assert is_channels_last(model.unet)
+    assert far(translated(model), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("memory_format", ["auto", "contiguous"])
+def test_a_cpu_keeps_its_format_unless_asked(model, memory_format):
+    tune(model, memory_format, compiled=False)
+    assert not is_channels_last(model.unet)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_translation_with_injection(model):
+    expected = translated(model)
+    counters.clear()
+    tune(model, "auto", compiled=True)
+    assert far(translated(model), expected) < TOLERANCE
+    assert counters["stats"]["unique_graphs"] > 10  # blocks were compiled, and none given up
+    assert not counters["graph_break"]
+
+
+def test_without_a_compiler_the_option_is_refused():
+    script = (
+        "import torch\n"
+        "from types import SimpleNamespace\n"
+        "from pnp_batch.diffusion.tuning import tune\n"
+        "tune(SimpleNamespace(device=torch.device('cpu')), 'contiguous', compiled=True)\n"
+    )
+    env = {**os.environ, "CXX": "/nowhere/c++", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
+    )
+    assert "InvalidConfig: --compile: torch cannot compile here" in done.stderr
