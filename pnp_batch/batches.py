@@ -17,6 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 DEFAULT_BATCH_SIZE = 10
+# Where images are inverted ahead: rows that may come from one inversion, so that a block stays
+# small, and inversions that a manifest is left in, so that all workers have some.
+LARGEST_AHEAD, LEAST_INVERSIONS = 64, 16
 # Rows with other values in any of these cannot share a UNet batch.
 RECIPE = ("method", "pnp_f_t", "pnp_attn_t", "strength")
 R = TypeVar("R", bound="Packable")
@@ -41,14 +44,16 @@ class Place:
 
     Attributes:
         images, share: the shape of the batch.
-        slot: the place of the row's guidance image among the batch's images.
+        slot: the place of the row's guidance image among those that are inverted together.
         number: of the row among those of its image and recipe.
+        ahead: batches whose images are inverted together.
     """
 
     images: int
     share: int
     slot: int
     number: int
+    ahead: int = 1
 
     @property
     def shape(self) -> Shape:
@@ -58,7 +63,7 @@ class Place:
     @property
     def cell(self) -> int:
         """The row's index in the batch."""
-        return self.slot * self.share + self.number % self.share
+        return self.slot % self.images * self.share + self.number % self.share
 
 
 PLACE = tuple(field.name for field in fields(Place))
@@ -72,6 +77,7 @@ class Places:
     share: np.ndarray
     slot: np.ndarray
     number: np.ndarray
+    ahead: np.ndarray
 
     def of(self, rows: np.ndarray) -> Places:
         """The places of some rows, by index."""
@@ -84,7 +90,9 @@ class Places:
         return table
 
 
-def places(image: np.ndarray, recipe: np.ndarray, batch_size: int) -> Places:
+def places(
+    image: np.ndarray, recipe: np.ndarray, batch_size: int, *, ahead: bool = False
+) -> Places:
     """Gives each row its place.
 
     An image's share is the largest number of rows it has over its recipes, in as few equal parts as
@@ -94,6 +102,8 @@ def places(image: np.ndarray, recipe: np.ndarray, batch_size: int) -> Places:
     Args:
         image, recipe: small integers, equal for rows of one guidance image and of one recipe.
         batch_size: rows that a batch may hold.
+        ahead: invert as many images at once as take the memory of a batch, in which each row has
+            two branches.
     """
     order = np.lexsort((recipe, image))
     image, recipe = image[order], recipe[order]
@@ -107,21 +117,23 @@ def places(image: np.ndarray, recipe: np.ndarray, batch_size: int) -> Places:
     with_share = np.bincount(share)[share]
     batches = -(-with_share // np.maximum(1, batch_size // share))
     images = -(-with_share // batches)
-    slot = _ranks(share) % images
+    together = np.minimum(LARGEST_AHEAD // (images * share), -(-batches // LEAST_INVERSIONS))
+    together = np.clip(together, 1, 2 * share) if ahead else np.ones_like(images)
+    slot = _ranks(share) % (images * together)
     number = np.empty(len(order), np.int32)
     number[order] = np.arange(len(order)) - np.repeat(begins, sizes)
-    found = [np.empty(len(order), np.int16) for _ in range(3)]
-    for made, values in zip(found, (images, share, slot), strict=True):
+    found = [np.empty(len(order), np.int16) for _ in range(4)]
+    for made, values in zip(found, (images, share, slot, together), strict=True):
         made[order] = np.repeat(values[image_of].astype(np.int16), sizes)
-    return Places(found[0], found[1], found[2], number)
+    return Places(found[0], found[1], found[2], number, found[3])
 
 
-def with_places(rows: pa.Table, batch_size: int) -> pa.Table:
+def with_places(rows: pa.Table, batch_size: int, *, ahead: bool = False) -> pa.Table:
     """Adds to each row of a table its place, as columns named as the fields of `Place`."""
     recipe = np.zeros(len(rows), np.int64)
     for own in (_codes(rows[name]) for name in RECIPE):
         recipe = recipe * (own.max() + 1) + own
-    return places(_codes(rows["guidance"]), recipe, batch_size).on(rows)
+    return places(_codes(rows["guidance"]), recipe, batch_size, ahead=ahead).on(rows)
 
 
 def ordered(image: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -132,9 +144,10 @@ def ordered(image: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def cuts(image: np.ndarray, share: np.ndarray, images: np.ndarray, wanted: int) -> list[int]:
-    """Where to cut ordered rows into about `wanted` blocks of whole batches, both ends included.
+    """Where to cut ordered rows into about `wanted` blocks, both ends included.
 
-    The rows of one image stay in one block, unless they alone are more than a block should hold.
+    A block holds a multiple of the `images` that are inverted together, so whole batches. The rows
+    of one image stay in one block, unless they alone are more than a block should hold.
     """
     target = max(1, -(-len(image) // max(1, wanted)))
     starts = np.concatenate([[0], np.flatnonzero(np.diff(image)) + 1, [len(image)]])
@@ -199,7 +212,7 @@ def pack(rows: Iterable[R]) -> Iterator[Grid[R]]:
         place = row.place
         slots = classes.setdefault((place.shape, row.recipe), {})
         unit = (row.guidance, place.number // place.share)
-        slots.setdefault(place.slot, {}).setdefault(unit, []).append(row)
+        slots.setdefault(place.slot % place.images, {}).setdefault(unit, []).append(row)
     for slots in classes.values():
         for units in itertools.zip_longest(*(list(own.values()) for own in slots.values())):
             present = [row for unit in units if unit for row in unit]

@@ -6,8 +6,8 @@ and turns what goes wrong with a row into that row's outcome.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,11 +17,12 @@ from pnp_batch import methods
 from pnp_batch.batches import Grid, Shape, pack
 from pnp_batch.diffusion.sampling import Guidance, Prompts, noise
 from pnp_batch.diffusion.schedule import make_schedule
+from pnp_batch.diffusion.stopwatch import Stopwatch
 from pnp_batch.diffusion.unet import UNet
 from pnp_batch.errors import JobError, ModelError, OutOfMemory, RowError
 from pnp_batch.latents import Inversion, LatentCache
-from pnp_batch.models import StableDiffusion
-from pnp_batch.origins import Origin, Origins, Row, filled, picture
+from pnp_batch.models import Decoding, StableDiffusion
+from pnp_batch.origins import Origin, Origins, Row, filled
 from pnp_batch.steps import Sampling
 
 LONGEST_TOLD = 300
@@ -43,6 +44,33 @@ class Outcome:
     latents_key: str | None = None
     cached: bool = False
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An outcome whose image may still be on its way from the device.
+
+    Attributes:
+        watch, of: how long its batch took, and the rows that it was for.
+    """
+
+    so_far: Outcome
+    decoding: Decoding | None = None
+    watch: Stopwatch | None = None
+    of: int = 1
+
+    def outcome(self) -> Outcome:
+        """Waits for the image."""
+        made = self.so_far
+        if self.watch is not None:
+            made = replace(made, seconds=self.watch.seconds() / self.of)
+        if self.decoding is not None:
+            with suppress(FloatingPointError):
+                made = replace(made, image=self.decoding.image())
+        if made.image is not None or made.error is not None:
+            return made
+        what = f"{made.row.method} gave values that are not finite"
+        return replace(made, error=ModelError(f"{what}; try another dtype or guidance"))
 
 
 class Engine:
@@ -73,6 +101,7 @@ class Engine:
 
     def prepare(self, rows: Sequence[Row]) -> None:
         """Finds or makes the origins of rows, which a `translate` of them then remembers."""
+        self.origins.expect(_inverting(rows))
         for grid in pack(rows):
             self.origins.find(*_led(grid))
         self.origins.settle()
@@ -96,37 +125,44 @@ class Engine:
             One outcome a row, in the order of the batches. Inversions that were made are in the
             cache when the last one has been taken.
         """
-        self.origins.expect(row for row in rows if methods.get(row.method).inverts)
+        self.origins.expect(_inverting(rows))
+        before: list[_Made] = []
         try:
             for grid in pack(rows):
                 if not begin(grid.rows):
-                    return
-                yield from self._fitting(_tight(grid.rows) if tight else grid)
+                    break
+                # The device begins with this batch before the pictures of the last one are waited
+                # for, so that it always has something to do.
+                made = list(self._fitting(_tight(grid.rows) if tight else grid))
+                yield from (one.outcome() for one in before)
+                before = made
+            yield from (one.outcome() for one in before)
         finally:
             self.origins.settle()
 
-    def _fitting(self, grid: Grid[Row]) -> Iterator[Outcome]:
+    def _fitting(self, grid: Grid[Row]) -> Iterator[_Made]:
         """Runs a batch; when memory runs out, its halves; what else fails, each row alone."""
-        begun = time.perf_counter()
+        watch = Stopwatch(self.model.device)
         rows = grid.rows
         try:
-            outcomes = list(self._batch(grid))
+            with watch.running():
+                made = list(self._batch(grid))
         except (torch.AcceleratorError, JobError):
             raise  # the device is lost for this process, or the storage for all
         except Exception as error:  # noqa: BLE001 - a method may raise anything
             no_memory = _is_out_of_memory(error)
             parts = self._halves(grid) if no_memory else [grid.only(row) for row in rows]
             if len(rows) == 1 and (grid.shape.rows == 1 or not no_memory):
-                yield self._failed(rows[0], error)
+                yield _Made(self._failed(rows[0], error))
                 return
         else:
-            each = (time.perf_counter() - begun) / len(rows)
-            yield from (replace(outcome, seconds=each) for outcome in outcomes)
+            yield from (replace(one, watch=watch, of=len(rows)) for one in made)
             return
         for part in parts:
             yield from self._fitting(part)
 
     def _halves(self, grid: Grid[Row]) -> list[Grid[Row]]:
+        self.origins.expect([])  # which takes memory, too
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         rows = grid.rows
@@ -141,7 +177,7 @@ class Engine:
         failure = ModelError(f"{row.method} failed with this row alone ({told}); retry the row")
         return Outcome(row, error=failure, cause=error)
 
-    def _batch(self, grid: Grid[Row]) -> Iterator[Outcome]:
+    def _batch(self, grid: Grid[Row]) -> Iterator[_Made]:
         """Translates one batch."""
         leaders, method = _led(grid)
         origins = self.origins.find(leaders, method)
@@ -163,12 +199,10 @@ class Engine:
                 continue
             origin = origins[row.guidance]
             done = Outcome(row, latents_key=origin.key, cached=origin.cached)
-            image = origin.image if latents is None else picture(self.model, latents[cell])
-            if image is None:
-                what = f"{row.method} gave values that are not finite"
-                yield replace(done, error=ModelError(f"{what}; try another dtype or guidance"))
+            if latents is None:
+                yield _Made(replace(done, image=origin.image))
             else:
-                yield replace(done, image=image)
+                yield _Made(done, self.model.decoding(latents[cell]))
 
     def _guidance(
         self,
@@ -206,6 +240,10 @@ def _led(grid: Grid[Row]) -> tuple[list[Row | None], methods.Method]:
     """A row for each image of a batch, and the method of all of them."""
     leaders = [own[0] if own else None for own in grid.slots]
     return leaders, methods.get(grid.rows[0].method)
+
+
+def _inverting(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if methods.get(row.method).inverts]
 
 
 def _tight(rows: list[Row]) -> Grid[Row]:

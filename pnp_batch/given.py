@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import yaml
-
 from pnp_batch.config import OPTIONS, RunConfig, default_of, flag
 from pnp_batch.errors import InvalidConfig, WrongUsage, did_you_mean
 from pnp_batch.presets import PRESET, with_preset
@@ -22,6 +20,8 @@ _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no
 
 def read_file(text: str, path: str) -> dict[str, Any]:
     """Parses a YAML job file. Raises `InvalidConfig` that names the file and an unknown key."""
+    import yaml  # --help needs none
+
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:

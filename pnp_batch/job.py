@@ -65,11 +65,11 @@ class Job:
         """Rows asked for."""
         return len(self.places.share)
 
-    def in_batches_of(self, batch_size: int) -> Job:
-        """The same job with so many rows in a UNet batch."""
-        if batch_size == self.batch_size:
+    def in_batches_of(self, batch_size: int, *, ahead: bool) -> Job:
+        """The same job with so many rows in a UNet batch, images of several inverted ahead."""
+        if batch_size == self.batch_size and not ahead:
             return self
-        placed = _places(self.listing, self.config.limit, batch_size)
+        placed = _places(self.listing, self.config.limit, batch_size, ahead=ahead)
         return replace(self, places=placed, batch_size=batch_size)
 
 
@@ -124,8 +124,8 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
     )
 
 
-def _places(every: Listing, limit: int | None, batch_size: int) -> Places:
-    return places(every.guidance[:limit], every.recipe[:limit], batch_size)
+def _places(every: Listing, limit: int | None, batch_size: int, *, ahead: bool = False) -> Places:
+    return places(every.guidance[:limit], every.recipe[:limit], batch_size, ahead=ahead)
 
 
 def policy(config: RunConfig, base: str) -> SourcePolicy:

@@ -83,6 +83,7 @@ class Origins:
         self.inversion = inversion
         self._cache = Overlapped(cache) if cache else None
         self._found: OrderedDict[str, Origin] = OrderedDict()
+        self._expected: dict[str, Row] = {}
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -91,11 +92,15 @@ class Origins:
         return int(self._model.files.configs["unet"]["in_channels"]), side, side
 
     def expect(self, rows: Iterable[Row]) -> None:
-        """Begins to read from the cache what a later `find` of these rows will need."""
-        if self._cache is None:
-            return
-        new = {row.guidance: row for row in rows if row.guidance not in self._found}
-        self._cache.expect(self.key(row) for row in new.values() if row.pixels is not None)
+        """Says which rows are to come, instead of those named before.
+
+        Begins to read what they will need from the cache. Where their images are inverted together,
+        the first `find` of one inverts all.
+        """
+        new = {row.guidance: row for row in rows if row.pixels is not None}
+        self._expected = {name: row for name, row in new.items() if name not in self._found}
+        if self._cache is not None:
+            self._cache.expect(self.key(row) for row in self._expected.values())
 
     def settle(self) -> None:
         """Returns once every inversion that was made is in the cache; raises if one cannot be."""
@@ -112,7 +117,7 @@ class Origins:
                 found[row.guidance] = Origin(row.pixels, x0=self._model.encode(row.pixels))
             elif row.guidance in self._found:
                 self._found.move_to_end(row.guidance)
-                found[row.guidance] = self._found[row.guidance]
+                found[row.guidance] = self._remember(row, self._found[row.guidance])
             elif row.pixels is not None and (cached := self._cached(row)) is not None:
                 found[row.guidance] = self._remember(row, cached)
         left = [row if row and row.guidance not in found else None for row in leaders]
@@ -130,6 +135,29 @@ class Origins:
             self._found.popitem(last=False)
         return origin
 
+    def _together(self, slots: list[Row | None]) -> list[Row | None]:
+        """The images of a batch, and beside them those of the next ones that are inverted with it.
+
+        If there are none, the batch stays as it is, rather than being padded to that size.
+        """
+        leaders = [row for row in slots if row is not None]
+        place = leaders[0].place
+        if place.ahead == 1 or len(slots) != place.images:
+            return slots
+        together: list[Row | None] = [None] * (place.images * place.ahead)
+        for row in leaders:
+            together[row.place.slot] = row
+        for row in self._expected.values():
+            at = row.place
+            alike = (at.shape, at.ahead) == (place.shape, place.ahead)
+            if not alike or together[at.slot] is not None or row.guidance in self._found:
+                continue
+            if (cached := self._cached(row)) is not None:
+                self._remember(row, cached)
+            else:
+                together[at.slot] = row
+        return together if sum(map(bool, together)) > len(leaders) else slots
+
     def key(self, row: Row) -> str:
         """The latent cache's key of a row's inversion."""
         assert row.pixels is not None
@@ -144,6 +172,8 @@ class Origins:
 
     def _invert(self, slots: list[Row | None]) -> Iterator[tuple[Row, Origin]]:
         """Inverts the images of a batch, each in its slot."""
+        wanted_now = {row.guidance for row in slots if row is not None}
+        slots = self._together(slots)
         rows = filled(slots)
         encoded = {row.guidance: self._model.encode(row.pixels) for row in rows if row.pixels}
         trajectories = invert(
@@ -160,7 +190,11 @@ class Origins:
             key = self.key(wanted)
             if self._cache is not None:
                 self._cache.put(key, kept.numpy())
-            yield wanted, Origin(wanted.pixels, kept.float(), key=key)
+            origin = Origin(wanted.pixels, kept.float(), key=key)
+            if wanted.guidance in wanted_now:
+                yield wanted, origin
+            else:
+                self._found[wanted.guidance] = origin  # not yet used, so not yet told as made
 
     @property
     def _kept_dtype(self) -> torch.dtype:

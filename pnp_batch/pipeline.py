@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pnp_batch import cluster, lease, record, results
+from pnp_batch import clock, cluster, lease, record, results
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import (
     EXIT_INTERRUPTED,
@@ -31,7 +31,7 @@ from pnp_batch.storage import Storage
 from pnp_batch.translation import Translation
 
 RECORD_SECONDS = 5.0
-COUNTED = ("cached", "inverted", "damaged")
+COUNTED = ("cached", "inverted", "damaged", "unet_seconds")
 
 
 class Interrupted(JobError):
@@ -47,6 +47,7 @@ class Progress:
     Attributes:
         damaged: entries of the latent cache that could not be trusted and were replaced.
         again: rows tried again, as the worker that translated them died.
+        unet_seconds: that workers have spent in the UNet.
         quiet: seconds since a row was recorded.
         in_flight: images and rows that are worked on now, the oldest first.
     """
@@ -59,6 +60,7 @@ class Progress:
     inverted: int = 0
     damaged: int = 0
     again: int = 0
+    unet_seconds: float = 0.0
     session_done: int = 0
     seconds: float = 0.0
     quiet: float = 0.0
@@ -125,7 +127,7 @@ def _nothing_to_do(job: Job, begun: float) -> RunResult:
     result = _result(job, record.DONE, _progress(job, begun, record.DONE))
     there = record.read(job.output)
     if there is not None and there.state != record.DONE:
-        now, summary = record.now(), result.summary
+        now, summary = clock.now(), result.summary
         ended = replace(there, state=record.DONE, updated_at=now, finished_at=now)
         record.write(job.output, replace(ended, done=summary.done, failed=summary.failed))
     return result
@@ -141,7 +143,7 @@ def _sweep(job: Job) -> None:
 def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
     """Runs a checked job on the connected cluster."""
     on = resources(job)
-    job = job.in_batches_of(on.batch_size)
+    job = job.in_batches_of(on.batch_size, ahead=on.device == "cuda")
     settings = {**job.settings, "device": on.device, "dtype": on.dtype}
     record.refuse_other(job.output, settings)
     journal = _Journal(job, settings)
@@ -181,6 +183,7 @@ def _progress(job: Job, begun: float, phase: str, execution: Execution | None = 
         inverted=counts.get("inverted", 0),
         damaged=counts.get("damaged", 0),
         again=counts.get("again", 0),
+        unet_seconds=counts.get("unet_ms", 0) / 1000,
         session_done=ok + failed,
         seconds=time.monotonic() - begun,
         quiet=execution.quiet if execution else 0.0,
@@ -220,7 +223,7 @@ class _Journal:
 
     def __init__(self, job: Job, settings: Mapping[str, Any]) -> None:
         self._job = job
-        started = record.now()
+        started = clock.now()
         self._record = Record(
             config=job.config.as_dict(),
             settings=settings,
@@ -239,7 +242,7 @@ class _Journal:
         ended = state != record.RUNNING
         if not ended and time.monotonic() - self._written < RECORD_SECONDS:
             return
-        now = record.now()
+        now = clock.now()
         self._record = replace(
             self._record,
             state=state,

@@ -12,8 +12,6 @@ import uuid
 from functools import cache
 from pathlib import Path
 
-import pyarrow as pa
-
 FOLDER_PREFIX = "pnp-"  # short: Ray puts sockets below it, whose paths have a limit
 
 
@@ -44,6 +42,8 @@ def trim_memory() -> None:
 
     They stay with the process otherwise, each beside the next one's.
     """
+    import pyarrow as pa
+
     pa.default_memory_pool().release_unused()
     trim = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "malloc_trim", None)
     if trim is not None:

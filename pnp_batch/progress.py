@@ -11,8 +11,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from pnp_batch.clock import duration
 from pnp_batch.pipeline import Progress as RunProgress
-from pnp_batch.record import duration
 
 PLAIN_SECONDS = 10.0
 QUIET_SECONDS = 300.0

@@ -6,10 +6,10 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from pnp_batch.clock import now
 from pnp_batch.config import RunConfig, fingerprint
 from pnp_batch.errors import InvalidConfig, OutputMismatch
 from pnp_batch.storage import Storage, StorageUnavailable
@@ -17,11 +17,6 @@ from pnp_batch.storage import Storage, StorageUnavailable
 NAME = "run.json"
 RUNNING, DONE, INTERRUPTED, STOPPED, BROKEN = "running", "done", "interrupted", "stopped", "broken"
 REPORTED = ("pnp-batch", "torch", "diffusers", "transformers", "ray", "pyarrow", "pillow")
-
-
-def now() -> str:
-    """The time, UTC, as `run.json` holds it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class Record:
     started_at: str = field(default_factory=now)
     updated_at: str = field(default_factory=now)
     finished_at: str | None = None
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -57,15 +52,6 @@ class Record:
     def as_config(self, output: str) -> RunConfig:
         """The job as it was asked for, with its output where it is found now."""
         return RunConfig(**{**self.config, "output": output})
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `45s`, `12m 05s`, `3h 20m`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}m {rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"
 
 
 def versions() -> dict[str, str]:

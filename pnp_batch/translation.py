@@ -45,7 +45,7 @@ class Translation:
         todo = todo[ordered(image[todo], job.places.share[todo])]
         places = job.places.of(todo)
         wanted = max(self._on.workers * BLOCKS_A_WORKER, min(len(todo) // largest, MOST_BLOCKS))
-        ends = cuts(image[todo], places.share, places.images, wanted)
+        ends = cuts(image[todo], places.share, places.images * places.ahead, wanted)
         return Blocks(job.listing.file.path, todo, places, ends)
 
     def run(self, data: ray.data.Dataset, control: Any, count: int) -> None:  # noqa: ANN401

@@ -117,7 +117,8 @@ class Translator:
             resolution=self.model.files.working_resolution(config.resolution),
             cache=self._cache,
         )
-        return engine, _rows(images, prompts, config, engine.resolution)
+        ahead = self.model.device.type == "cuda"
+        return engine, _rows(images, prompts, config, engine.resolution, ahead=ahead)
 
 
 def _config(parameters: dict[str, Any]) -> RunConfig:
@@ -135,6 +136,8 @@ def _rows(
     prompts: Sequence[str | Sequence[str]],
     config: RunConfig,
     resolution: int,
+    *,
+    ahead: bool,
 ) -> list[Row]:
     prepared = [source.prepare(source.to_rgb(image), resolution, config.fit) for image in images]
     names = [hashlib.sha256(image.tobytes()).hexdigest() for image in prepared]
@@ -155,7 +158,7 @@ def _rows(
             **{name: [value] * len(flat) for name, value in recipe.items()},
         }
     )
-    placed = with_places(table, config.batch_size or DEFAULT_BATCH_SIZE)
+    placed = with_places(table, config.batch_size or DEFAULT_BATCH_SIZE, ahead=ahead)
     places = placed.select(list(PLACE)).to_pylist()
     return [
         Row(

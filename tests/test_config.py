@@ -35,6 +35,8 @@ OTHER = {
     "batch_size": 2,
     "device": "cuda",
     "dtype": "float16",
+    "memory_format": "channels-last",
+    "compile": True,
     "limit": 5,
     "seed": 1,
     "max_failed": 0.5,

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pnp_batch import cli, methods, record, results
+from pnp_batch import cli, clock, methods, record, results
 from pnp_batch.config import RunConfig
 from pnp_batch.engine import Engine
 from pnp_batch.latents import LatentCache
@@ -116,7 +116,7 @@ def test_status_reads_an_output_while_it_is_written(
     assert "run.json" in told(capsys, "status", str(tmp_path / "none"), code=4)["error"]
     output = Storage(str(tmp_path / "out"))
     config = RunConfig("m", output.uri).as_dict()
-    now = record.now()
+    now = clock.now()
     there = record.Record(config, {"steps": 1}, rows=5, started_at=now, updated_at=now)
     record.write(output, there)
     for row_id, status in (("a", "ok"), ("b", "error")):
@@ -142,7 +142,7 @@ def test_status_measures_the_latest_run_alone(
     output = Storage(str(tmp_path / "out"))
     began = datetime(2026, 1, 1, tzinfo=UTC)
     config, started = RunConfig("m", output.uri).as_dict(), began.isoformat()
-    there = record.Record(config, {}, rows=9, started_at=started, updated_at=record.now())
+    there = record.Record(config, {}, rows=9, started_at=started, updated_at=clock.now())
     record.write(output, there)
     assert told(capsys, "status", output.uri)["rate"] is None
     seconds = {"before": -5.0, "first": 0.0, "second": 0.5, "last": 2.0}

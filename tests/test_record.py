@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from pnp_batch import config, record
+from pnp_batch import clock, config, record
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import EXIT_INVALID, OutputMismatch
 from pnp_batch.record import Record
@@ -23,9 +23,9 @@ RECORD = Record(
     done=9,
     failed=1,
     session_done=4,
-    started_at=record.now(),
-    updated_at=record.now(),
-    finished_at=record.now(),
+    started_at=clock.now(),
+    updated_at=clock.now(),
+    finished_at=clock.now(),
     counts={"inversions": 3},
     versions=record.versions(),
 )

@@ -40,7 +40,7 @@ def test_a_job_in_other_batches_is_the_job_that_asks_for_them(folder, tmp_path):
         manifest, output = str(tmp_path / "m.jsonl"), str(tmp_path / "out")
         return prepare(RunConfig(manifest, output, model=str(folder), limit=25, **values))
 
-    made, wanted = job().in_batches_of(3), job(batch_size=3)
+    made, wanted = job().in_batches_of(3, ahead=False), job(batch_size=3)
     assert made.batch_size == wanted.batch_size == 3
     for name in ("images", "share", "slot", "number"):
         assert np.array_equal(getattr(made.places, name), getattr(wanted.places, name))

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pnp_batch import config as configuration
-from pnp_batch import given, results
+from pnp_batch import given, record, results
 from pnp_batch.bench import work
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import JobError
@@ -43,6 +43,7 @@ class WholeBench:
         seconds: from the first recorded rows to the last ones.
         images_per_second: of the rows after the first ones, over these seconds.
         busy: share of these seconds that the workers spent in the engine.
+        unet_busy: share of these seconds that they spent in the UNet.
         start_seconds: until the first rows: Python, Ray, loading the model, one block.
         driver_mib, worker_mib: largest resident memory of the driver, and of a worker; None where
             the system does not tell.
@@ -53,6 +54,7 @@ class WholeBench:
     seconds: float
     images_per_second: float
     busy: float
+    unet_busy: float
     start_seconds: float
     driver_mib: float | None
     worker_mib: float | None
@@ -97,13 +99,17 @@ def _measured(
         raise BenchFailed("all rows were recorded at once", "measure more rows")
     seconds = float(recorded.max() - recorded.min())
     # Rows that need no engine have spent no time there.
-    engine = float(table["seconds"].fill_null(0.0).to_numpy()[later].sum())
+    each = table["seconds"].fill_null(0.0).to_numpy()
+    busy = min(1.0, each[later].sum() / (workers * seconds))  # the first block overlaps the second
+    there = record.read(output)
+    in_unet = there.counts.get("unet_seconds", 0.0) if there else 0.0
     return WholeBench(
         rows=len(table),
         workers=workers,
         seconds=seconds,
         images_per_second=float(later.sum()) / seconds,
-        busy=min(1.0, engine / (workers * seconds)),  # the first block overlaps the second
+        busy=float(busy),
+        unet_busy=float(busy * in_unet / each.sum()) if in_unet else 0.0,
         start_seconds=float(recorded.min()) - begun,
         driver_mib=memory.get("driver"),
         worker_mib=memory.get("worker"),

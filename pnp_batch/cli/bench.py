@@ -70,7 +70,8 @@ def bench(
         lines += [
             f"a run of {whole.rows} rows on {whole.workers} workers: "
             f"{whole.images_per_second:.3g} images/s, {share:.0%} of the bare engine's; "
-            f"workers busy {whole.busy:.0%}; first rows after {whole.start_seconds:.0f} s",
+            f"workers busy {whole.busy:.0%}, the UNet {whole.unet_busy:.0%} of the time; "
+            f"first rows after {whole.start_seconds:.0f} s",
         ]
         if whole.driver_mib and whole.worker_mib:
             lines.append(

@@ -15,8 +15,8 @@ from pnp_batch.cli.options import (
     failures,
     options,
 )
+from pnp_batch.clock import duration
 from pnp_batch.errors import EXIT_BROKEN
-from pnp_batch.record import duration
 
 
 @click.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,8 +13,9 @@ from pnp_batch.config import OPTIONS, Option, RunConfig
 from pnp_batch.errors import InvalidConfig
 from pnp_batch.given import build, read_file
 from pnp_batch.presets import PRESET, PRESETS
-from pnp_batch.results import Failure
-from pnp_batch.storage import Storage
+
+if TYPE_CHECKING:
+    from pnp_batch.results import Failure
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -105,6 +106,8 @@ def configured(given: Mapping[str, Any], otherwise: Mapping[str, Any] | None = N
 
     `otherwise` holds what a command falls back on where `run` would ask for a value.
     """
+    from pnp_batch.storage import Storage  # --help needs no storage
+
     values = dict(given)
     path = values.pop("config_file", None)
     flags = {name: value for name, value in values.items() if value not in (None, ())}

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pnp_batch.cli.options import answer, common, configured, job
-from pnp_batch.record import duration
+from pnp_batch.clock import duration
 
 # An empty place: a plan without an output has nothing done and nothing cached.
 NOWHERE = "memory://nowhere"

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from pnp_batch import config, record
 from pnp_batch.cli.last_words import last_words
 from pnp_batch.cli.options import answer, common, configured, failures, job
+from pnp_batch.clock import duration
+from pnp_batch.config import RunConfig
 from pnp_batch.errors import EXIT_INTERRUPTED, EXIT_TOO_MANY_FAILED
-from pnp_batch.record import duration
 
 
 @click.command()
@@ -28,6 +28,8 @@ def run(as_json: bool, **given: Any) -> int:
 @common
 def retry(output: str, as_json: bool) -> int:
     """Run the failed rows of the output at URI again, with the same job."""
+    from pnp_batch import record
+
     there = record.of_run(output)
     return _translate(there.as_config(output), as_json=as_json, only_failed=True)
 
@@ -50,7 +52,7 @@ def demo(output: str, as_json: bool) -> int:
 
 
 def _translate(
-    job_config: config.RunConfig,
+    job_config: RunConfig,
     *,
     as_json: bool,
     only_failed: bool = False,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pnp_batch.diffusion.sites import Sites, find_sites
+from pnp_batch.diffusion.stopwatch import Stopwatch
 from pnp_batch.steps import Sampling
 
 
@@ -18,12 +19,14 @@ class UNet:
         self.module: Any = module.eval().requires_grad_(False)
         self.sites: Sites = find_sites(module)
         self.evaluations = 0  # rows begun, guidance rows that stop early among them
+        self.watch = Stopwatch(self.module.device)
 
     def __call__(self, x: torch.Tensor, t: int, text: torch.Tensor) -> torch.Tensor:
         """Predicts from latents (B, C, h, w) at timestep `t` and text (B, tokens, D)."""
         self.evaluations += len(x)
-        output = self.module(self._own(x), _time(t, x), self._own(text))
-        return output.sample.float()  # type: ignore[no-any-return]
+        with self.watch.running():
+            output = self.module(self._own(x), _time(t, x), self._own(text))
+            return output.sample.float()  # type: ignore[no-any-return]
 
     def shallow(
         self, x: torch.Tensor, t: int, text: torch.Tensor, deep: torch.Tensor
@@ -34,6 +37,12 @@ class UNet:
         h, w) in the UNet's dtype (DeepCache: Ma et al., CVPR 2024, arXiv 2312.00858, eq. 6).
         """
         self.evaluations += len(x)
+        with self.watch.running():
+            return self._shallow(x, t, text, deep)
+
+    def _shallow(
+        self, x: torch.Tensor, t: int, text: torch.Tensor, deep: torch.Tensor
+    ) -> torch.Tensor:
         unet, sample = self.module, self._own(x)
         emb = unet.time_embedding(unet.get_time_embed(sample, _time(t, x)))
         last = unet.up_blocks[-1]

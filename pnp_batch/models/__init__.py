@@ -6,12 +6,13 @@ directories, so that a wrong model is refused before any worker starts.
 
 from pnp_batch.models.check import CONFIGS, WEIGHTS
 from pnp_batch.models.files import DEMO, ModelFiles, find, from_hub, is_directory
-from pnp_batch.models.loaded import StableDiffusion
+from pnp_batch.models.loaded import Decoding, StableDiffusion
 
 __all__ = [
     "CONFIGS",
     "DEMO",
     "WEIGHTS",
+    "Decoding",
     "ModelFiles",
     "StableDiffusion",
     "find",

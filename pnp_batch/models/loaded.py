@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pnp_batch.models.files import ModelFiles
@@ -83,13 +84,44 @@ class StableDiffusion:
 
     def decode(self, latents: torch.Tensor) -> Image.Image:
         """Latents (C, h, w) as an RGB image. Raises `FloatingPointError` if they are not finite."""
+        return self.decoding(latents).image()
+
+    def decoding(self, latents: torch.Tensor) -> Decoding:
+        """Begins to decode latents (C, h, w); no device is waited for before the image is taken."""
         import torch
-        from PIL import Image
 
         scaled = (latents / self.vae.config.scaling_factor)[None].to(self.dtype)
         with torch.inference_mode():
             pixels = self.vae.decode(scaled).sample[0].float()
-        if not bool(torch.isfinite(pixels).all()):
+        finite = torch.isfinite(pixels).all()
+        levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+        on_host = tuple(part.to("cpu", non_blocking=True) for part in (levels, finite))
+        if self.device.type != "cuda":
+            return Decoding(*on_host)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return Decoding(*on_host, arrived)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A decoded picture on its way from the device.
+
+    Attributes:
+        levels, finite: uint8 (H, W, 3), and whether all its values were finite.
+        arrived: on CUDA, until when neither holds anything.
+    """
+
+    levels: torch.Tensor
+    finite: torch.Tensor
+    arrived: torch.cuda.Event | None = None
+
+    def image(self) -> Image.Image:
+        """Waits for the picture. Raises `FloatingPointError` if it is not finite."""
+        from PIL import Image
+
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        if not bool(self.finite):
             raise FloatingPointError("the decoded picture holds values that are not finite")
-        levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+        return Image.fromarray(self.levels.numpy())

@@ -49,6 +49,7 @@ class Translate:
         self._control = control
         self._cache = LatentCache(work.cache)
         self._has_worked = False
+        self._unet_ms = 0  # as far as it is counted
         self._running: list[str] = []
         self._watchdog: threading.Timer | None = None
         if preload:  # while the first images are read
@@ -172,6 +173,9 @@ class Translate:
         keys["cached"] -= keys["inverted"]
         counts = {name: len(found) for name, found in keys.items()}
         counts["damaged"], self._cache.damaged = self._cache.damaged, 0
+        if "_engine" in self.__dict__:  # else no row has needed it
+            spent = round(1000 * self._engine.unet.watch.seconds())
+            counts["unet_ms"], self._unet_ms = spent - self._unet_ms, spent
         self._control.add.remote(counts)
 
     def _row(self, record: Mapping[str, Any]) -> Row:
