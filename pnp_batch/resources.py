@@ -37,7 +37,8 @@ class Resources:
     Attributes:
         workers: actors that each hold the model.
         gpus_per_worker: share of a GPU that each has, 0 on a CPU.
-        threads: of each, on a CPU.
+        threads: of each, on a CPU. One core is left to what reads, writes and watches: threads that
+            wait for one that has lost its core take several times as long.
         batch_size: rows of a UNet batch.
     """
 
@@ -93,7 +94,7 @@ def resources(job: Job) -> Resources:
         dtype="float32" if dtype == "auto" else dtype,
         workers=workers,
         gpus_per_worker=share,
-        threads=max(1, cluster.cores() // workers),
+        threads=max(1, (cluster.cores() - 1) // workers),
         batch_size=batch_size or DEFAULT_BATCH_SIZE,
     )
 
