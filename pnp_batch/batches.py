@@ -119,7 +119,10 @@ def places(
     images = -(-with_share // batches)
     together = np.minimum(LARGEST_AHEAD // (images * share), -(-batches // LEAST_INVERSIONS))
     together = np.clip(together, 1, 2 * share) if ahead else np.ones_like(images)
-    slot = _ranks(share) % (images * together)
+    # In the order of a run, whose blocks then hold each slot as often as any other.
+    begun = np.argsort(np.minimum.reduceat(order, np.flatnonzero(new_image)))
+    slot = np.empty_like(share)
+    slot[begun] = _ranks(share[begun]) % (images * together)[begun]
     number = np.empty(len(order), np.int32)
     number[order] = np.arange(len(order)) - np.repeat(begins, sizes)
     found = [np.empty(len(order), np.int16) for _ in range(4)]

@@ -11,7 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pnp_batch.batches import PLACE, RECIPE, Place, Shape, cuts, ordered, pack, with_places
+from pnp_batch.batches import (
+    PLACE,
+    RECIPE,
+    Place,
+    Shape,
+    cuts,
+    ordered,
+    pack,
+    places,
+    with_places,
+)
 
 METHODS = ("pnp", "sdedit")
 
@@ -192,3 +202,25 @@ def test_rows_of_an_image_and_images_of_a_share_are_neighbours():
         *("image 0", "image 0"),
         *("image 2", "image 2"),
     ]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_blocks_of_a_run_hold_full_batches_whatever_numbers_its_images_have(ahead, prompts):
+    images = 400
+    codes = random.Random(0).sample(range(images), images)  # as hashes of their names give
+    table = simple(*[prompts] * images)
+    image = np.repeat(np.array(codes, np.int32), prompts)
+    place = places(image, np.zeros(len(image), np.int32), 8, ahead=ahead)
+    inverted = place.images * place.ahead
+    order = ordered(image, place.share)
+    placed, names = place.on(table), image[order]
+    rows = packable(placed.take(pa.array(order)))
+    ends = cuts(names, place.share[order], inverted[order], 10)
+    computed = sum(grid.shape.rows for a, b in itertools.pairwise(ends) for grid in pack(rows[a:b]))
+    assert computed <= images * prompts * 1.1
+    if ahead:
+        assert set(place.ahead) == {2 * prompts}  # as many rows as two branches of each row are
+    for a, b in itertools.pairwise(ends):  # images that are inverted together have their own cells
+        slots = [row.place.slot for row in rows[a:b:prompts]]
+        assert max(Counter(slots).values()) == -(-len(slots) // inverted[0])
