@@ -37,8 +37,10 @@ lint: venv ## ruff: rules and formatting
 types: venv ## mypy, strict
 	$(BIN)/mypy $(TYPED)
 
+# Tests with Ray and those of faults start many processes of their own, and want the machine for themselves.
 pytest: venv ## the test suite: no network, no GPU
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not ray and not faults'
+	$(BIN)/pytest -m 'not gpu and (ray or faults)'
 
 soak: venv ## the fault suite's long form: 100 minutes; PROMISES="P3 P7" chooses
 	$(BIN)/python -m tests.faults.soak $(PROMISES)
