@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from pnp_batch import results, source
+from pnp_batch import provenance, results, source
 from pnp_batch.storage import Storage
 
 # The columns of the results that are known only here.
@@ -41,7 +41,13 @@ def image_name(row_id: str, image_format: str) -> str:
     return f"images/{digest[:2]}/{name}.{image_format}"
 
 
-def write(table: pa.Table, storage: Storage, image_format: str, schema: pa.Schema) -> pa.Table:
+def write(
+    table: pa.Table,
+    storage: Storage,
+    image_format: str,
+    schema: pa.Schema,
+    model_digest: str | None = None,
+) -> pa.Table:
     """Writes the images of translated rows, then records the rows.
 
     Args:
@@ -50,13 +56,17 @@ def write(table: pa.Table, storage: Storage, image_format: str, schema: pa.Schem
         storage: the output.
         image_format: `png`, `jpg` or `webp`.
         schema: of the results.
+        model_digest: of the model, which images tell with the rest of their provenance; without
+            it they tell nothing.
 
     Returns:
         The rows as recorded.
     """
-    rows = table.select(["row_id", "pixels", "width", "height"]).to_pylist()
+    rows = table.select(["pixels", "width", "height", *provenance.TOLD]).to_pylist()
     with ThreadPoolExecutor(WRITERS) as writers:
-        made = list(writers.map(lambda row: _written(row, storage, image_format), rows))
+        made = list(
+            writers.map(lambda row: _written(row, storage, image_format, model_digest), rows)
+        )
     written = {name: [told[name] for told in made] for name in ("output", "sha256")}
     now = pa.array([datetime.now(UTC)] * len(table), pa.timestamp("us", "UTC"))
     columns = {**written, "recorded_at": now}
@@ -73,12 +83,16 @@ def write(table: pa.Table, storage: Storage, image_format: str, schema: pa.Schem
     return recorded
 
 
-def _written(row: Mapping[str, Any], storage: Storage, image_format: str) -> dict[str, str | None]:
+def _written(
+    row: Mapping[str, Any], storage: Storage, image_format: str, model_digest: str | None
+) -> dict[str, str | None]:
     """Writes the image of a row, if there is one; its name and digest."""
     if row["pixels"] is None:
         return {"output": None, "sha256": None}
     picture = Image.frombytes("RGB", (row["width"], row["height"]), row["pixels"])
-    encoded = source.encode(picture, image_format)
+    told = None if model_digest is None else provenance.statement(row, model_digest, image_format)
+    carried = provenance.carried(told, image_format) if told else {}
+    encoded = source.encode(picture, image_format, carried)
     name = image_name(row["row_id"], image_format)
     storage.write(name, encoded)
     return {"output": name, "sha256": hashlib.sha256(encoded).hexdigest()}

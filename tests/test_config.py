@@ -30,11 +30,14 @@ OTHER = {
     "fit": "pad",
     "cache": "elsewhere",
     "image_format": "webp",
+    "provenance": False,
     "workers": 3,
     "gpus_per_worker": 0.5,
     "batch_size": 2,
     "device": "cuda",
     "dtype": "float16",
+    "memory_format": "contiguous",
+    "compile": True,
     "limit": 5,
     "seed": 1,
     "max_failed": 0.5,
@@ -52,7 +55,7 @@ OTHER = {
 SHAPES = {
     *("method", "steps", "inversion_steps", "guidance_scale", "negative_prompt", "pnp_f_t"),
     *("pnp_attn_t", "strength", "resolution", "fit", "image_format", "device", "dtype", "seed"),
-    "deep_every",
+    *("deep_every", "provenance"),
 }
 
 

@@ -37,6 +37,7 @@ class Work:
     sampling: Sampling
     reading: Reading
     image_format: str
+    provenance: bool
     schema: pa.Schema
     row_timeout: float
 
