@@ -29,7 +29,7 @@ HOSTILE = (
 SECRET = "s3cret"
 COLOURS = {"a": "red", HOSTILE: "lime", "web": "blue", "far": "teal"}
 IMAGES = {
-    "a": "/home/somebody/a.png",
+    "a": "/data/somebody/a.png",
     HOSTILE: "photos/b.png",
     "web": f"https://u:{SECRET}@host/c.png?sig={SECRET}",
     "far": "../../d.png",
@@ -51,7 +51,7 @@ EXTRA = pa.schema(
 def output(tmp_path: Path) -> Storage:
     """An output of four pictures, one of a hostile row, and a failed row."""
     output = Storage(str(tmp_path / "my out"))
-    config = RunConfig("m.csv", output.uri, model="/home/somebody/models/sd").as_dict()
+    config = RunConfig("m.csv", output.uri, model="/data/somebody/models/sd").as_dict()
     settings = {"model_digest": "d1", "steps": 4, "negative_prompt": HOSTILE, "provenance": True}
     record.write(output, Record(config, settings, rows=5, versions={"pnp-batch": "0.1.0"}))
     told = [

@@ -27,7 +27,7 @@ UNTOLD = {
 MODEL = "m" * 64
 ROW = {
     "row_id": "a",
-    "image": "/home/somebody/secret/a.png?token=s3cret",
+    "image": "/data/somebody/secret/a.png?token=s3cret",
     "prompt": "a röd cat 🐈",
     "method": "pnp",
     "status": "ok",

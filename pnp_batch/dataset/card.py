@@ -75,7 +75,7 @@ def write_card(uri: str, name: str | None = None, licence: str | None = None) ->
         loader=PackageLoader("pnp_batch.dataset", "."), undefined=StrictUndefined, trim_blocks=True
     )  # not HTML: the template itself passes everything through `text`
     pages.filters["text"] = text
-    page = pages.get_template("card.md").render(
+    page = pages.get_template("card.md.jinja").render(
         head=_head(name, licence, rows).rstrip(),
         mark=MARK,
         name=name,
