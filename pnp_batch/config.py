@@ -18,6 +18,8 @@ from pnp_batch.steps import Sampling
 
 FITS = ("crop", "stretch", "pad")
 IMAGE_FORMATS = ("png", "jpg", "webp")
+FILES, WEBDATASET = "files", "webdataset"
+SINKS = (FILES, WEBDATASET)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MEMORY_FORMATS = ("auto", "contiguous", "channels-last")
@@ -108,6 +110,12 @@ class RunConfig:
     cache: str | None = _option(None, "latent cache (default: OUTPUT/latents)", metavar="URI")
     image_format: str = _option(
         "png", "format of the written images", choices=IMAGE_FORMATS, shapes=True
+    )
+    sink: str = _option(
+        FILES,
+        "how images are written: each as a file, or many with their records as WebDataset shards",
+        choices=SINKS,
+        shapes=True,
     )
     provenance: bool = _option(
         True, "write into every image how it was made", type=bool, shapes=True

@@ -51,7 +51,17 @@ FLOORS = (
             "rows",
             "batches",
         ),
-        *("digest", "listing", "parts", "recorded", "results", "record", "attempts", "scores"),
+        *(
+            "digest",
+            "listing",
+            "shards",
+            "parts",
+            "recorded",
+            "results",
+            "record",
+            "attempts",
+            "scores",
+        ),
     ),
     ("flops", "world", "source", "provenance", "models", "latents"),
     (

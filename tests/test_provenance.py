@@ -22,7 +22,7 @@ from tests.pictures import PNG, picture, pixels, png_chunk, saved
 # Of no use to who gets a picture, different each time, or of the machine that made it.
 UNTOLD = {
     *("image", "status", "error_type", "error_message", "output", "width", "height", "sha256"),
-    *("latents_key", "seconds", "row_hash", "recorded_at"),
+    *("member", "latents_key", "seconds", "row_hash", "recorded_at"),
 }
 MODEL = "m" * 64
 ROW = {

@@ -11,14 +11,14 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pnp_batch import results
+from pnp_batch import results, shards
 from pnp_batch.errors import InvalidConfig
 from pnp_batch.source.policy import shown
 from pnp_batch.storage import Storage, is_local
 
 PICTURE, GUIDANCE = "file_name", "guidance"
 UNTOLD = {
-    *("image", "status", "error_type", "error_message", "output"),
+    *("image", "status", "error_type", "error_message", "output", "member"),
     *("latents_key", "seconds", "row_hash", "recorded_at"),
 }
 # Names whose columns the loader would take for pictures.
@@ -35,13 +35,18 @@ def table(output: Storage) -> pa.Table:
     a `_` behind it; one that holds structs is left out.
 
     Raises:
-        InvalidConfig: no row has a picture.
+        InvalidConfig: no row has a picture, or the pictures lie in shards.
     """
     every = results.read(output)
     rows = every.filter(pc.equal(every["status"], results.OK)).sort_by("row_id")
     if not len(rows):
         raise InvalidConfig(
             f"{output.uri} holds no picture yet", "run the job, or `pnp-batch status` tells why"
+        )
+    if rows["member"].null_count < len(rows):
+        raise InvalidConfig(
+            f"{output.uri} holds shards, which need no card",
+            f"datasets.load_dataset('webdataset', data_files='{output.uri}/{shards.FOLDER}/*.tar')",
         )
     guidance = [None if image is None else _public(image) for image in rows["image"].to_pylist()]
     columns = {PICTURE: rows["output"], GUIDANCE: pa.array(guidance, pa.string())}

@@ -38,6 +38,7 @@ class Work:
     reading: Reading
     image_format: str
     provenance: bool
+    sink: str
     schema: pa.Schema
     row_timeout: float
 

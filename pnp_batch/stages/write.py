@@ -31,7 +31,12 @@ class Sink(Datasink[None]):
         work = self._work
         digest = work.model.digest if work.provenance else None
         recorded = sink.write(
-            pa.concat_tables(tables), work.output, work.image_format, work.schema, digest
+            pa.concat_tables(tables),
+            work.output,
+            work.image_format,
+            work.schema,
+            digest,
+            work.sink,
         )
         counts: Counter[str] = Counter(recorded["status"].to_pylist())
         # Waited for, so that no count is lost when the run ends right after.

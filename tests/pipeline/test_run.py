@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from pnp_batch import Translator, pipeline, provenance
+from pnp_batch import Translator, pipeline, provenance, results
 from pnp_batch.config import with_values
 from pnp_batch.errors import InvalidManifest, InvalidModel, OutputMismatch
 from pnp_batch.provenance import EDITED, GENERATED, TOLD
@@ -337,3 +339,27 @@ def test_images_tell_how_they_were_made_and_the_choice_is_part_of_the_output(job
     for name, row in rows_of(plain).items():
         assert provenance.read(Storage(plain).read(row["output"])) is None
         assert (pixels(plain, row) == pixels(output, rows[name])).all()
+
+
+def test_shards_hold_every_row_once_through_stops_and_retries(jobs: Jobs) -> None:
+    images = {name: np.asarray(jobs.picture(f"{name}.png", ord(name))) for name in "abc"}
+    (jobs.folder / "c.png").rename(jobs.folder / "later.png")
+    manifest = jobs.manifest(
+        [{"row_id": name, "image": f"{name}.png", "prompt": "x"} for name in "abc"]
+    )
+    config = jobs.config(manifest, method="copy", sink="webdataset")
+    pipeline.run(with_values(config, limit=1))
+    assert pipeline.run(config).summary.failed == 1
+    (jobs.folder / "later.png").rename(jobs.folder / "c.png")
+    output = pipeline.run(config, only_failed=True).output
+    rows, storage = rows_of(output), Storage(output)
+    assert set(rows) == set(images)
+    for name, row in rows.items():
+        data = results.picture(storage, row)
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        with Image.open(io.BytesIO(data)) as image:
+            assert (np.asarray(image) == images[name]).all()
+    assert {row["output"] for row in rows.values()} == set(storage.files("shards"))
+    assert not storage.files("images")
+    with pytest.raises(OutputMismatch, match="sink: 'webdataset' there, 'files' now"):
+        pipeline.run(with_values(config, sink="files"))
