@@ -121,7 +121,8 @@ def _head(name: str, licence: str | None, rows: pa.Table) -> str:
         "tags": ["synthetic", "image-translation", "plug-and-play-diffusion-features"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}],
     }
-    return yaml.safe_dump(told, sort_keys=False)
+    head: str = yaml.safe_dump(told, sort_keys=False)
+    return head
 
 
 def _model(there: Record) -> str:
@@ -134,7 +135,7 @@ def _model(there: Record) -> str:
 
 def _scores(rows: pa.Table) -> list[Mapping[str, Any]]:
     """The mean of each score and its 95 % interval, of each method."""
-    found = []
+    found: list[Mapping[str, Any]] = []
     methods = rows["method"].to_numpy(zero_copy_only=False)
     for score in SCORES:
         if score.name not in rows.schema.names:

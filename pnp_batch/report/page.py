@@ -73,8 +73,10 @@ def _shown(output: Storage, number: int, group: Group) -> dict[str, Any]:
 
 def _picture(output: Storage, row: Mapping[str, Any]) -> str | None:
     """Where the page finds a row's picture; a browser cannot look into shards."""
-    if row["output"] is None or row["member"] is None:
-        return row["output"] and f"../{row['output']}"
+    if row["output"] is None:
+        return None
+    if row["member"] is None:
+        return f"../{row['output']}"
     name = f"pictures/{row['member']}"
     output.write(f"{FOLDER}/{name}", results.picture(output, row))
     return name
