@@ -18,6 +18,8 @@ from pnp_batch.steps import Sampling
 
 FITS = ("crop", "stretch", "pad")
 IMAGE_FORMATS = ("png", "jpg", "webp")
+FILES, WEBDATASET = "files", "webdataset"
+SINKS = (FILES, WEBDATASET)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MEMORY_FORMATS = ("auto", "contiguous", "channels-last")
@@ -108,6 +110,15 @@ class RunConfig:
     cache: str | None = _option(None, "latent cache (default: OUTPUT/latents)", metavar="URI")
     image_format: str = _option(
         "png", "format of the written images", choices=IMAGE_FORMATS, shapes=True
+    )
+    sink: str = _option(
+        FILES,
+        "how images are written: each as a file, or many with their records as WebDataset shards",
+        choices=SINKS,
+        shapes=True,
+    )
+    provenance: bool = _option(
+        True, "write into every image how it was made", type=bool, shapes=True
     )
     workers: int | None = _option(
         None, "actors that each hold the model (default: one per GPU)", type=int, low=1
@@ -260,6 +271,11 @@ SHAPING = tuple(name for name, option in OPTIONS.items() if option.shapes)
 def flag(name: str) -> str:
     """The command-line flag of a field: `pnp_f_t` is `--pnp-f-t`."""
     return "--" + name.replace("_", "-")
+
+
+def switch(name: str, on: bool) -> str:
+    """The flag that switches a field on or off: `--provenance`, `--no-provenance`."""
+    return flag(name) if on else flag(f"no_{name}")
 
 
 def default_of(name: str) -> Any:  # noqa: ANN401 - the type is the field's

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
 
-from pnp_batch import atomic, lease, record, results
+from pnp_batch import atomic, lease, record, results, shards
 from pnp_batch.latents import LatentCache
 from pnp_batch.storage import Storage
 
@@ -68,16 +68,15 @@ def _look(output: Storage, *, latents: bool, busy: bool) -> Garbage:
     names = list(output.listing())
     table = results.read(output, ["row_id", "status", "output", "latents_key"])
     made = table.filter(pc.equal(table["status"], results.OK))
-    images = dict(zip(made["output"].to_pylist(), made["row_id"].to_pylist(), strict=True))
+    images = made["output"].to_pylist()  # many rows of one shard name it
     kept = {f"{LATENTS}/{LatentCache.name(key)}" for key in table["latents_key"].to_pylist() if key}
-    folders = (IMAGES, LATENTS) if latents else (IMAGES,)
-    there = set(names)
+    kept |= set(images)
+    folders = (IMAGES, shards.FOLDER, *([LATENTS] if latents else []))
+    there, ids = set(names), made["row_id"].to_pylist()
     return Garbage(
         output.uri,
-        ()
-        if busy
-        else tuple(n for n in _ours(names, folders) if n not in images and n not in kept),
-        tuple(row_id for name, row_id in images.items() if name not in there),
+        () if busy else tuple(name for name in _ours(names, folders) if name not in kept),
+        tuple(row_id for name, row_id in zip(images, ids, strict=True) if name not in there),
         busy=busy,
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from pnp_batch.config import OPTIONS, RunConfig, default_of, flag
+from pnp_batch.config import OPTIONS, RunConfig, default_of, flag, switch
 from pnp_batch.errors import InvalidConfig, WrongUsage, did_you_mean
 from pnp_batch.presets import PRESET, with_preset
 
@@ -83,7 +83,7 @@ def command(config: RunConfig) -> list[str]:
         if value == default_of(name):
             continue
         if isinstance(value, bool):
-            words.append(flag(name))
+            words.append(switch(name, value))
         else:
             for part in value if isinstance(value, tuple) else (value,):
                 words += [flag(name), f"{part}"]

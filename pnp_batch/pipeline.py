@@ -213,6 +213,8 @@ def _work(job: Job, on: Resources) -> Work:
         sampling=config.sampling,
         reading=Reading(job.policy, int(job.settings["resolution"]), config.fit),
         image_format=config.image_format,
+        provenance=config.provenance,
+        sink=config.sink,
         schema=job.schema,
         row_timeout=config.row_timeout,
     )

@@ -7,12 +7,14 @@ While a run is under way a row may be recorded twice (a retried task, a failed r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pnp_batch import shards
 from pnp_batch.errors import InvalidManifest
 from pnp_batch.parts import ROWS_A_GROUP, PartGone, parts, some_parts, write_part
 from pnp_batch.recorded import ERROR, OK, Failure, Recorded, Records, Summary, gathered, recorded
@@ -26,6 +28,7 @@ __all__ = [
     "Recorded",
     "Summary",
     "parts",
+    "picture",
     "read",
     "recorded",
     "schema",
@@ -44,6 +47,7 @@ SCHEMA = pa.schema(
         ("error_type", pa.string()),
         ("error_message", pa.string()),
         ("output", pa.string()),
+        ("member", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("seed", pa.int64()),
@@ -101,6 +105,22 @@ def read(storage: Storage, columns: Sequence[str] | None = None) -> pa.Table:
         return kept.empty_table()
     table = pa.concat_tables(tables, promote_options="default").filter(pa.array(there.counting()))
     return table if columns is None else table.select(list(columns))
+
+
+def picture(storage: Storage, row: Mapping[str, Any]) -> bytes:
+    """The image file of a row that is `ok`, whichever way it was written.
+
+    Args:
+        storage: the output.
+        row: its `output` and `member`.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        StorageUnavailable: it cannot be read.
+    """
+    if row["member"] is None:
+        return storage.read(row["output"])
+    return shards.read(storage, row["output"], row["member"])
 
 
 def settle(storage: Storage) -> None:

@@ -30,6 +30,8 @@ OTHER = {
     "fit": "pad",
     "cache": "elsewhere",
     "image_format": "webp",
+    "sink": "webdataset",
+    "provenance": False,
     "workers": 3,
     "gpus_per_worker": 0.5,
     "batch_size": 2,
@@ -54,7 +56,7 @@ OTHER = {
 SHAPES = {
     *("method", "steps", "inversion_steps", "guidance_scale", "negative_prompt", "pnp_f_t"),
     *("pnp_attn_t", "strength", "resolution", "fit", "image_format", "device", "dtype", "seed"),
-    "deep_every",
+    *("deep_every", "provenance", "sink"),
 }
 
 

@@ -52,9 +52,19 @@ FLOORS = (
             "rows",
             "batches",
         ),
-        *("digest", "listing", "parts", "recorded", "results", "record", "attempts", "scores"),
+        *(
+            "digest",
+            "listing",
+            "shards",
+            "parts",
+            "recorded",
+            "results",
+            "record",
+            "attempts",
+            "scores",
+        ),
     ),
-    ("flops", "world", "source", "models", "latents"),
+    ("flops", "world", "source", "provenance", "models", "latents"),
     (
         *("diffusion.schedule", "diffusion.sites", "diffusion.unet"),
         *("diffusion.attention", "diffusion.injection", "diffusion.inversion"),
@@ -66,7 +76,10 @@ FLOORS = (
         *("cluster", "control", "stages", "execution", "resources", "translation", "pipeline"),
         *("progress", "report"),
     ),
-    ("validate", "status", "gc", "plan", "bench", "doctor", "submit", "demo", "training", "cli"),
+    (
+        *("validate", "status", "gc", "dataset", "plan", "bench", "doctor", "submit", "demo"),
+        *("training", "cli"),
+    ),
 )
 ORDER = {part: (floor, n) for floor, parts in enumerate(FLOORS) for n, part in enumerate(parts)}
 LIGHT = {*FLOORS[0], "flops"}

@@ -27,6 +27,8 @@ COMMANDS = {
     "status": "pnp_batch.cli.look",
     "report": "pnp_batch.cli.look",
     "gc": "pnp_batch.cli.look",
+    "dataset": "pnp_batch.cli.dataset",
+    "provenance": "pnp_batch.cli.provenance",
     "bench": "pnp_batch.cli.bench",
     "methods": "pnp_batch.cli.look",
     "doctor": "pnp_batch.cli.look",

@@ -77,7 +77,9 @@ def _flag(name: str, option: Option) -> Callable[[F], F]:
     default = config.default_of(name)
     told = option.help[0].upper() + option.help[1:] + "."
     if option.type is bool:
-        return click.option(config.flag(name), name, is_flag=True, default=None, help=told)
+        both = "/".join(config.switch(name, on) for on in (True, False))
+        shown = f"  [default: {config.switch(name, default).removeprefix('--')}]"
+        return click.option(both, name, default=None, help=told + shown)
     shown = "" if default in (None, "", ()) else f"  [default: {default}]"
     return click.option(
         config.flag(name),

@@ -23,7 +23,10 @@ PARAMETERS = (
     *("method", "steps", "inversion_steps", "guidance_scale", "pnp_f_t", "pnp_attn_t"),
     *("strength", "negative_prompt", "seed", "seconds"),
 )
-COLUMNS = ["row_id", "prompt", "output", "error_type", "error_message", "resolution", *PARAMETERS]
+COLUMNS = [
+    *("row_id", "prompt", "output", "member", "error_type", "error_message", "resolution"),
+    *PARAMETERS,
+]
 
 
 @dataclass(frozen=True)

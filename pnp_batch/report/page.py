@@ -8,6 +8,7 @@ page. What a manifest says is text on it, never markup.
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -63,5 +64,19 @@ def _shown(output: Storage, number: int, group: Group) -> dict[str, Any]:
         group.source.save(buffer, "png")
         output.write(f"{FOLDER}/{name}", buffer.getvalue())
     used = [{n: row[n] for n in PARAMETERS if row[n] is not None} for row in group.rows]
-    made = [{**row, "used": own} for row, own in zip(group.rows, used, strict=True)]
+    made = [
+        {**row, "used": own, "picture": _picture(output, row)}
+        for row, own in zip(group.rows, used, strict=True)
+    ]
     return {"source": name, "image": group.image, "rows": made}
+
+
+def _picture(output: Storage, row: Mapping[str, Any]) -> str | None:
+    """Where the page finds a row's picture; a browser cannot look into shards."""
+    if row["output"] is None:
+        return None
+    if row["member"] is None:
+        return f"../{row['output']}"
+    name = f"pictures/{row['member']}"
+    output.write(f"{FOLDER}/{name}", results.picture(output, row))
+    return name

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from pnp_batch import results
 from pnp_batch.config import RunConfig
 from pnp_batch.report.gallery import gallery
 from pnp_batch.storage import Storage
@@ -56,7 +57,7 @@ def _drawable(config: RunConfig, output: Storage) -> Iterator[Drawn]:
 
 
 def _opened(output: Storage, row: Mapping[str, Any]) -> Image.Image:
-    return Image.open(io.BytesIO(output.read(row["output"]))).convert("RGB")
+    return Image.open(io.BytesIO(results.picture(output, row))).convert("RGB")
 
 
 def draw_sheet(groups: Sequence[Drawn]) -> Image.Image:

@@ -7,7 +7,7 @@ nothing but the picture and the arguments.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from PIL import Image
@@ -36,16 +36,17 @@ def prepare(image: Image.Image, resolution: int, fit: str) -> Image.Image:
     return _FITS[fit](to_rgb(image), resolution)
 
 
-def encode(image: Image.Image, image_format: str) -> bytes:
-    """The bytes of a `png` or `webp` (both lossless) or `jpg` file without metadata.
+def encode(image: Image.Image, image_format: str, carried: Mapping[str, Any] = {}) -> bytes:
+    """The bytes of a `png` or `webp` (both lossless) or `jpg` file.
 
+    `carried` is what Pillow's `save` takes for metadata of that format; without it there is none.
     Raises `InvalidConfig` for another format.
     """
     if image_format not in _SAVE:
         hint = did_you_mean(image_format, _SAVE)
         raise InvalidConfig(f"unknown image format {image_format!r}", hint)
     buffer = io.BytesIO()
-    to_rgb(image).save(buffer, **_SAVE[image_format])
+    to_rgb(image).save(buffer, **_SAVE[image_format], **carried)
     return buffer.getvalue()
 
 

@@ -37,6 +37,8 @@ class Work:
     sampling: Sampling
     reading: Reading
     image_format: str
+    provenance: bool
+    sink: str
     schema: pa.Schema
     row_timeout: float
 

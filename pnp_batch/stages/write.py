@@ -29,7 +29,15 @@ class Sink(Datasink[None]):
         if not tables:
             return
         work = self._work
-        recorded = sink.write(pa.concat_tables(tables), work.output, work.image_format, work.schema)
+        digest = work.model.digest if work.provenance else None
+        recorded = sink.write(
+            pa.concat_tables(tables),
+            work.output,
+            work.image_format,
+            work.schema,
+            digest,
+            work.sink,
+        )
         counts: Counter[str] = Counter(recorded["status"].to_pylist())
         # Waited for, so that no count is lost when the run ends right after.
         ray.get(self._control.add.remote(dict(counts)))

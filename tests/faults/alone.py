@@ -39,6 +39,7 @@ class Settings:
     def flags(self) -> tuple[str, ...]:
         """For `pnp-batch run`."""
         shaping = ("--model", self.model, "--steps", f"{self.steps}", "--device", "cpu")
+        shaping += ("--no-provenance",)  # what is translated here has no row to tell of
         return (*shaping, "--batch-size", f"{self.batch_size}", "--workers", f"{self.workers}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,12 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from pnp_batch import Translator, pipeline
+from pnp_batch import Translator, pipeline, provenance, results
 from pnp_batch.config import with_values
 from pnp_batch.errors import InvalidManifest, InvalidModel, OutputMismatch
+from pnp_batch.provenance import EDITED, GENERATED, TOLD
 from pnp_batch.storage import Storage
 from tests.pipeline.conftest import Jobs, pixels, recorded, rows_of
 
@@ -167,7 +170,7 @@ def test_a_method_of_a_row_overrides_that_of_the_job(jobs: Jobs) -> None:
             {"row_id": "back", "image": "a.png", "prompt": "x", "method": "reconstruct"},
         ]
     )
-    result = jobs.run(manifest)
+    result = jobs.run(manifest, provenance=False)  # the pictures alone make the digests
     rows = rows_of(result.output)
     assert (pixels(result.output, rows["copy"]) == np.asarray(image)).all()
     assert rows["pnp"]["sha256"] != rows["back"]["sha256"] != rows["copy"]["sha256"]
@@ -303,3 +306,60 @@ def test_too_many_failures_stop_the_run_early(jobs: Jobs) -> None:
     result = jobs.run(jobs.manifest(rows), max_failed=0.5, method="copy")
     assert result.exit_code == 3
     assert jobs.run(jobs.manifest(rows), max_failed=0.75, method="copy").exit_code == 0
+
+
+def test_images_tell_how_they_were_made_and_the_choice_is_part_of_the_output(jobs: Jobs) -> None:
+    jobs.picture("a.png", 1)
+    image = {"image": "a.png", "prompt": "a cat"}
+    asked = [
+        {"row_id": "edited", **image, "seed": 5, "note": "mine"},
+        {"row_id": "copied", **image, "method": "copy"},
+        {"row_id": "drawn", "image": None, "source_prompt": "a car", "prompt": "a bus"},
+    ]
+    manifest = jobs.manifest(asked)
+    output = jobs.run(manifest).output
+    rows = rows_of(output)
+    told = {n: provenance.read(Storage(output).read(row["output"])) for n, row in rows.items()}
+    for name, said in told.items():
+        known = {key: said[key] for key in TOLD if key in said}
+        assert known == {key: rows[name][key] for key in TOLD if rows[name][key] is not None}
+    types = {name: said.get("digital_source_type") for name, said in told.items()}
+    assert types == {"edited": EDITED, "copied": None, "drawn": GENERATED}
+    record = json.loads(Storage(output).read("run.json"))
+    assert told["edited"]["model_digest"] == record["settings"]["model_digest"]
+    for path in (jobs.folder / "out" / "images").rglob("*.png"):
+        assert str(jobs.folder).encode() not in path.read_bytes()
+
+    turned = jobs.manifest(asked[::-1], "turned.jsonl")
+    again = rows_of(jobs.run(turned, str(jobs.folder / "two")).output)
+    assert {n: r["sha256"] for n, r in again.items()} == {n: r["sha256"] for n, r in rows.items()}
+    with pytest.raises(OutputMismatch, match="provenance: True there, False now"):
+        jobs.run(manifest, provenance=False)
+    plain = jobs.run(manifest, str(jobs.folder / "plain"), provenance=False).output
+    for name, row in rows_of(plain).items():
+        assert provenance.read(Storage(plain).read(row["output"])) is None
+        assert (pixels(plain, row) == pixels(output, rows[name])).all()
+
+
+def test_shards_hold_every_row_once_through_stops_and_retries(jobs: Jobs) -> None:
+    images = {name: np.asarray(jobs.picture(f"{name}.png", ord(name))) for name in "abc"}
+    (jobs.folder / "c.png").rename(jobs.folder / "later.png")
+    manifest = jobs.manifest(
+        [{"row_id": name, "image": f"{name}.png", "prompt": "x"} for name in "abc"]
+    )
+    config = jobs.config(manifest, method="copy", sink="webdataset")
+    pipeline.run(with_values(config, limit=1))
+    assert pipeline.run(config).summary.failed == 1
+    (jobs.folder / "later.png").rename(jobs.folder / "c.png")
+    output = pipeline.run(config, only_failed=True).output
+    rows, storage = rows_of(output), Storage(output)
+    assert set(rows) == set(images)
+    for name, row in rows.items():
+        data = results.picture(storage, row)
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        with Image.open(io.BytesIO(data)) as image:
+            assert (np.asarray(image) == images[name]).all()
+    assert {row["output"] for row in rows.values()} == set(storage.files("shards"))
+    assert not storage.files("images")
+    with pytest.raises(OutputMismatch, match="sink: 'webdataset' there, 'files' now"):
+        pipeline.run(with_values(config, sink="files"))
