@@ -53,7 +53,7 @@ FLOORS = (
         ),
         *("digest", "listing", "parts", "recorded", "results", "record", "attempts", "scores"),
     ),
-    ("flops", "world", "source", "models", "latents"),
+    ("flops", "world", "source", "building", "models", "latents"),
     (
         *("diffusion.schedule", "diffusion.sites", "diffusion.unet"),
         *("diffusion.attention", "diffusion.injection", "diffusion.inversion"),
@@ -68,7 +68,7 @@ FLOORS = (
     ("validate", "status", "gc", "plan", "bench", "doctor", "submit", "demo", "training", "cli"),
 )
 ORDER = {part: (floor, n) for floor, parts in enumerate(FLOORS) for n, part in enumerate(parts)}
-LIGHT = {*FLOORS[0], "flops"}
+LIGHT = {*FLOORS[0], "flops", "building"}
 MAY_IMPORT_RAY = {
     *("cluster", "control", "stages", "execution", "resources", "translation", "pipeline"),
     *("progress", "submit"),

@@ -27,6 +27,7 @@ COMMANDS = {
     "status": "pnp_batch.cli.look",
     "report": "pnp_batch.cli.look",
     "gc": "pnp_batch.cli.look",
+    "manifest": "pnp_batch.cli.manifest",
     "bench": "pnp_batch.cli.bench",
     "methods": "pnp_batch.cli.look",
     "doctor": "pnp_batch.cli.look",
