@@ -10,7 +10,7 @@ import posixpath
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -48,8 +48,8 @@ def split(uri: str, parts: int, folder: str, *, force: bool = False) -> list[Bui
         )
     with ExitStack() as stack:
         writers = [stack.enter_context(target.writer(whole.schema)) for target in targets]
-        for table in whole.tables():
-            numbers = np.array([part_of[key] for key, _ in guidance(table)])
+        for rows, keys in whole.rows():
+            table, numbers = whole.restored(rows), np.array([part_of[key] for key in keys])
             for number in np.unique(numbers):
                 writers[number].add(table.filter(numbers == number))
     return [
@@ -78,9 +78,9 @@ def sample(uri: str, count: int, target: Target, *, seed: int = 0) -> Built:
 
     def tables() -> Iterator[pa.Table]:
         begun = 0
-        for table in whole.tables():
-            yield table.filter(chosen[begun : begun + len(table)])
-            begun += len(table)
+        for rows, _ in whole.rows():
+            yield whole.restored(rows.filter(chosen[begun : begun + len(rows)]))
+            begun += len(rows)
 
     return target.write_tables(whole.schema, tables(), whole.pictures)
 
@@ -92,8 +92,8 @@ def _kind(manifest: Manifest) -> str:
 def _balanced(whole: _Whole, parts: int) -> dict[bytes, int]:
     """The part of each guidance image: the next one goes where there is least."""
     sizes: dict[bytes, int] = {}
-    for table in whole.tables():
-        for key, _ in guidance(table):
+    for _, keys in whole.rows():
+        for key in keys:
             sizes[key] = sizes.get(key, 0) + 1
     load = [(0, number) for number in range(parts)]
     found = {}
@@ -115,6 +115,7 @@ class _Whole:
     def __init__(self, manifest: Manifest, folder: str) -> None:
         self._manifest = manifest
         self._moves = absolute(folder) != manifest.base
+        self._place = lru_cache(100_000)(self._moved)
         self.pictures = Pictures(manifest.base, folder)
         kinds = [file.parsed.schema for file in manifest.files]
         self._embeds = any(pa.types.is_struct(kind.field("image").type) for kind in kinds)
@@ -127,22 +128,26 @@ class _Whole:
                 "split or sample them one by one",
             )
 
+    def rows(self) -> Iterator[tuple[pa.Table, list[bytes]]]:
+        """All rows with their ids, checked, and what names the guidance image of each."""
+        for batch, ids in identified(self._manifest):
+            own = {name: batch[name] for name in batch.schema.names if name != "row_id"}
+            table = pa.table({"row_id": pa.array(ids, pa.string()), **own})
+            yield table, [key for key, _ in guidance(table)]
+
     @cached_property
     def schema(self) -> pa.Schema:
         """Of the parts: of the whole, with `row_id`."""
-        empty = pa.Table.from_batches([], self._manifest.schema)
-        return self._restored(empty, []).schema
+        fields = [field for field in self._manifest.schema if field.name != "row_id"]
+        schema = pa.schema([("row_id", pa.string()), *fields])
+        return self._as_given(schema.empty_table()).schema
 
-    def tables(self) -> Iterator[pa.Table]:
-        """All rows."""
-        for batch, ids in identified(self._manifest):
-            yield self._restored(pa.Table.from_batches([batch]), ids).cast(self.schema)
+    def restored(self, table: pa.Table) -> pa.Table:
+        """Checked rows as they were before, their images named from the parts' folder."""
+        return self._as_given(table).cast(self.schema)
 
-    def _restored(self, table: pa.Table, ids: list[str]) -> pa.Table:
-        """The columns as they were before they were checked, images as named from the folder."""
-        columns = {"row_id": pa.array(ids, pa.string())}
-        for name in table.column_names:
-            columns.setdefault(name, table[name])
+    def _as_given(self, table: pa.Table) -> pa.Table:
+        columns = {name: table[name] for name in table.column_names}
         columns["image"] = self._images(table["image"])
         if self._lists is not None:
             del columns[LISTED]
@@ -155,7 +160,7 @@ class _Whole:
         paths, data = (pc.struct_field(images, part) for part in ("path", "bytes"))
         if self._moves:
             told = zip(paths.to_pylist(), pc.is_null(data).to_pylist(), strict=True)
-            moved = [self._moved(path) if path and alone else path for path, alone in told]
+            moved = [self._place(path) if path and alone else path for path, alone in told]
             paths = pa.array(moved, pa.string())
         if not self._embeds:
             return paths
@@ -166,8 +171,8 @@ class _Whole:
             return path
         try:
             return self.pictures.reference(path)
-        except NotBuilt:  # a bad row stays one
-            return path
+        except NotBuilt:  # another root's, or a bad row, which stays one
+            return posixpath.join(self._manifest.base, path)
 
 
 def _is_list(kind: pa.DataType) -> bool:

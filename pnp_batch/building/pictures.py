@@ -69,28 +69,24 @@ class Pictures:
         Args:
             told: the path as the entry has it, below the folder.
             where: file and entry, for messages.
-            anywhere: benchmarks come with folders of other names: drop the path's first folders,
-                and its case, until a file fits.
+            anywhere: benchmarks come with folders of other names: drop the path's first folders
+                and its case until a file fits.
 
         Raises:
             NotBuilt: it is no path, leads out of the folder, or names no file.
         """
         if not isinstance(told, str) or not told.strip():
             raise NotBuilt(f"{where}: names no image", "expected the path of an image file")
-        parts = [part for part in told.split("/") if part not in ("", ".")]
+        parts = [part for part in told.split("/") if part not in ("", ".")] or [told]
         outside = ".." in re.split(r"[/\\]", told) or "://" in told or "\0" in told
         if outside or (told.startswith("/") and not anywhere):
             raise NotBuilt(
                 f"{where}: {shown(told)} does not lie inside {self.storage.uri}",
                 "expected a path below that folder, without '..'",
             )
-        for first in range(len(parts) if anywhere else 1):
-            path = "/".join(parts[first:])
-            if path in self._known:
-                return path
-            fitting = self._by_case.get(path.casefold(), []) if anywhere else []
-            if len(fitting) == 1:
-                return fitting[0]
+        found = self._named(parts, anywhere=anywhere)
+        if found is not None:
+            return found
         raise NotBuilt(
             f"{where}: no image {shown(told)} below {self.storage.uri}",
             f"check --images; it holds {len(self.files)} files"
@@ -104,19 +100,38 @@ class Pictures:
             NotBuilt: no run would read a file of this name.
         """
         full = posixpath.join(self.storage.uri, name)
-        candidates = [*self._relative(full), full]
+        policy = SourcePolicy(self._base, (self.storage.uri,))
         refused = None
-        for roots in ((), (self.storage.uri,)):
-            for candidate in candidates:
-                try:
-                    locate(candidate, SourcePolicy(self._base, roots))
-                except ImageForbidden as error:
-                    refused = error
-                    continue
-                if roots:
-                    self.allow_root = self.storage.uri
-                return candidate
+        for candidate in (*self._relative(full), full):
+            try:
+                locate(candidate, policy)
+            except ImageForbidden as error:
+                refused = error
+                continue
+            if self._is_outside:
+                self.allow_root = self.storage.uri
+            return candidate
         raise NotBuilt(f"{self.storage.uri}: {refused}", "rename the file") from refused
+
+    def _named(self, parts: list[str], *, anywhere: bool) -> str | None:
+        path = "/".join(parts)
+        if path in self._known or not anywhere:
+            return path if path in self._known else None
+        tails = ["/".join(parts[first:]) for first in range(len(parts))]
+        # Wild-TI2I names the folders of its authors' disk, but is published with `data`.
+        for tail in (*tails, f"data/{parts[-1]}"):
+            fitting = self._by_case.get(tail.casefold(), [])
+            if tail in fitting or len(fitting) == 1:
+                return tail if tail in fitting else fitting[0]
+        return None
+
+    @cached_property
+    def _is_outside(self) -> bool:
+        """Whether a run of the manifest may not read the folder without being told."""
+        if not self.storage.is_local:
+            return False
+        real = Path(os.path.realpath(self.storage.uri))
+        return not (is_local(self._base) and real.is_relative_to(os.path.realpath(self._base)))
 
     @cached_property
     def _known(self) -> set[str]:

@@ -46,7 +46,7 @@ BENCHMARKS = {
 # One entry of the published ImageNet-R-TI2I has neither an image nor a seed.
 SEED = 0
 _FAMILY = re.compile(r"(?:an?\s+|the\s+)?(\S.*?)\s+of\s", re.IGNORECASE)
-_NO_CLASS = ("data", "images", "imgs")
+_CLASS = re.compile(r"/?imagenet-?r[^/]*/([^/]+)/[^/]+", re.IGNORECASE)
 
 
 def from_ti2i(file: str, folder: str | None, target: Target, benchmark: str | None = None) -> Built:
@@ -153,9 +153,9 @@ def _generation(
 
 
 def _class(entry: Mapping[str, Any]) -> str | None:
-    """The class of an image of ImageNet-R-TI2I: the folder it lies in."""
-    folder = posixpath.basename(posixpath.dirname(entry["init_img"]))
-    return folder if folder and folder.lower() not in _NO_CLASS else None
+    """The class of an image of ImageNet-R-TI2I: `owl` of `/ImageNetR-TI2I/owl/sketch_8.jpg`."""
+    found = _CLASS.fullmatch(entry["init_img"])
+    return found[1] if found else None
 
 
 def _family(prompt: str) -> dict[str, str | None]:

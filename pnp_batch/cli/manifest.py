@@ -56,7 +56,10 @@ def _images(told: str) -> Callable[[F], F]:
 def folder(
     folder: str, texts: tuple[str, ...], file: str | None, output: str, force: bool, as_json: bool
 ) -> None:
-    """Every image below DIR, a folder or URI, with every prompt."""
+    """Every image below DIR with every prompt.
+
+    DIR is a local folder or any fsspec URI.
+    """
     from pnp_batch.building.folder import from_folder
     from pnp_batch.building.texts import gathered
 
@@ -72,7 +75,10 @@ def folder(
 def pairs(
     table: str, images: str | None, output: str, force: bool, as_json: bool, **columns: str
 ) -> None:
-    """The images and prompts that a CSV file pairs; its other columns are kept."""
+    """Images and prompts as a CSV file pairs them.
+
+    Its other columns are kept.
+    """
     from pnp_batch.building.folder import from_pairs
 
     named = (columns["image_column"], columns["prompt_column"])
@@ -87,7 +93,10 @@ def pairs(
 def ti2i(
     file: str, images: str | None, benchmark: str | None, output: str, force: bool, as_json: bool
 ) -> None:
-    """A TI2I benchmark: Wild-TI2I, ImageNet-R-TI2I or Generated-ImageNet-R-TI2I."""
+    """A TI2I benchmark, by its YAML file.
+
+    Wild-TI2I, ImageNet-R-TI2I or Generated-ImageNet-R-TI2I, as their authors publish them.
+    """
     from pnp_batch.building.ti2i import from_ti2i
 
     _tell([from_ti2i(file, images, _to(output, force), benchmark)], as_json)
@@ -116,7 +125,11 @@ def pie_bench(file: str, images: str | None, output: str, force: bool, as_json: 
 @_texts
 @_target
 def hf(dataset: str, texts: tuple[str, ...], file: str | None, as_json: bool, **given: Any) -> None:
-    """A Hugging Face image folder or Parquet dataset: a folder, file, or hf://datasets/OWNER/NAME."""
+    """A Hugging Face dataset with images.
+
+    DATASET is an image folder, a folder of Parquet files, one such file, or any fsspec URI of
+    these, such as hf://datasets/OWNER/NAME.
+    """
     from pnp_batch.building.hugging_face import Wanted, from_hugging_face
     from pnp_batch.building.texts import gathered
 
@@ -129,7 +142,7 @@ def hf(dataset: str, texts: tuple[str, ...], file: str | None, as_json: bool, **
 @click.option("--pairs", type=click.IntRange(1), default=64, show_default=True, metavar="N")
 @_target
 def world(pairs: int, output: str, force: bool, as_json: bool) -> None:
-    """The held-out pairs of the embedded picture world, with their masks."""
+    """Held-out pairs of the picture world."""
     from pnp_batch.building.drawn import from_world
 
     _tell([from_world(pairs, _to(output, force))], as_json)
@@ -142,7 +155,10 @@ def world(pairs: int, output: str, force: bool, as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @common
 def split(whole: str, parts: int, output: str, force: bool, as_json: bool) -> None:
-    """MANIFEST in parts; rows of an image stay together, and keep their ids."""
+    """A manifest in parts.
+
+    Rows of an image stay together, and all keep their ids, hence their pictures.
+    """
     from pnp_batch.building.dividing import split as divide
 
     _tell(divide(whole, parts, output, force=force), as_json)
@@ -154,7 +170,10 @@ def split(whole: str, parts: int, output: str, force: bool, as_json: bool) -> No
 @click.option("--seed", type=int, default=0, show_default=True, help="Other rows for another one.")
 @_target
 def sample(whole: str, count: int, seed: int, output: str, force: bool, as_json: bool) -> None:
-    """Some rows of MANIFEST, drawn at random with a seed; they keep their ids."""
+    """Some rows of a manifest, drawn with a seed.
+
+    They keep their ids, hence their pictures.
+    """
     from pnp_batch.building.dividing import sample as draw
 
     _tell([draw(whole, count, _to(output, force), seed=seed)], as_json)
@@ -170,8 +189,9 @@ def _tell(found: Iterable[Built], as_json: bool) -> None:
     built = list(found)
     lines = []
     for one in built:
-        images = f"{one.images} images" + f", {one.generated} to generate" * bool(one.generated)
-        lines.append(f"wrote {one.manifest}: {one.rows} rows, {images}, {one.outputs} outputs")
+        told = [_counted(one.rows, "row"), _counted(one.images, "image")]
+        told += [f"{one.generated} to generate"] * bool(one.generated)
+        lines.append(f"wrote {one.manifest}: {', '.join(told)}, {_counted(one.outputs, 'output')}")
     first = built[0]
     lines += [f"note: {note}" for note in first.notes]
     roots = [text for root in first.allow_root for text in ("--allow-root", root)]
@@ -182,3 +202,7 @@ def _tell(found: Iterable[Built], as_json: bool) -> None:
     bodies = [{**asdict(one), "next": shlex.join(command)} for one in built]
     body = bodies[0] if len(bodies) == 1 else {"parts": bodies}
     answer("\n".join(lines), body, as_json=as_json)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + "s" * (count != 1)

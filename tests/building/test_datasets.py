@@ -164,5 +164,5 @@ def test_building_imports_neither_torch_nor_ray(shell, draw):
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines()[0].startswith(f"wrote {output}: 1 rows, 1 images")
+    assert done.stdout.splitlines()[0].startswith(f"wrote {output}: 1 row, 1 image, 1 output")
     assert done.stdout.splitlines()[-1] == "[]"

@@ -49,9 +49,10 @@ FAKE = """\
     - a photo of two swans
 """
 
-# As programs read wild-ti2i-real.yaml.
+# As the published wild-ti2i-real.yaml, whose images lie in `data` beside it.
 WILD = """\
-- init_img: "data/running_fox.jpeg"
+##### fox
+- init_img: "data/translation/benchmark/running_fox.jpeg"
   target_prompts:
     - "a photo of a robot"
 """
@@ -116,6 +117,12 @@ def test_real_images_of_wild_ti2i(shell, draw, tmp_path):
     named = ("--benchmark", "ours", "--images", tmp_path / "wild-ti2i/data")
     file = written(tmp_path / "x.yaml", WILD)
     assert shell.build("ti2i", file, *named, output="n.jsonl")[0]["benchmark"] == "ours"
+
+
+def test_an_image_of_another_folder_is_no_stand_in(shell, draw, tmp_path):
+    images = draw("imagenetr-ti2i", "cat/sketch_8.jpg", "owl/painting_6.jpg")
+    said = shell.refused("ti2i", written(images / "imnetr-ti2i.yaml", REAL))
+    assert "entry 1: no image /ImageNetR-TI2I/owl/sketch_8.jpg" in said
 
 
 @pytest.mark.parametrize(
