@@ -79,8 +79,10 @@ def sample(uri: str, count: int, target: Target, *, seed: int = 0) -> Built:
     def tables() -> Iterator[pa.Table]:
         begun = 0
         for rows, _ in whole.rows():
-            yield whole.restored(rows.filter(chosen[begun : begun + len(rows)]))
+            some = rows.filter(chosen[begun : begun + len(rows)])
             begun += len(rows)
+            if len(some):
+                yield whole.restored(some)
 
     return target.write_tables(whole.schema, tables(), whole.pictures)
 

@@ -67,7 +67,8 @@ class Target:
     """The file to write: `.parquet`, `.csv` or `.jsonl`, local or any fsspec URI.
 
     Raises:
-        NotBuilt: another one is there and is not to be replaced, or its ending is unknown.
+        NotBuilt: another one is there and is not to be replaced.
+        WrongUsage: its ending is no manifest's.
     """
 
     output: str

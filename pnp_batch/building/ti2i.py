@@ -18,7 +18,7 @@ import yaml
 
 from pnp_batch.building.names import Names
 from pnp_batch.building.pictures import Pictures
-from pnp_batch.building.refusal import NotBuilt, shown
+from pnp_batch.building.refusal import NotBuilt
 from pnp_batch.building.target import Built, Target
 from pnp_batch.building.texts import read_text, text_of
 
@@ -45,7 +45,7 @@ BENCHMARKS = {
 }
 # One entry of the published ImageNet-R-TI2I has neither an image nor a seed.
 SEED = 0
-_FAMILY = re.compile(r"(?:an?\s+|the\s+)?(\S.*?)\s+of\s", re.IGNORECASE)
+_FAMILY = re.compile(r"(?:an?|the)\s+((?:\S+\s+){0,2}?\S+)\s+of\s", re.IGNORECASE)
 _CLASS = re.compile(r"/?imagenet-?r[^/]*/([^/]+)/[^/]+", re.IGNORECASE)
 
 
@@ -144,11 +144,11 @@ def _generation(
     for key, kind in (("seed", int), ("scale", (int, float)), ("ddim_steps", int)):
         value = entry.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise NotBuilt(f"{where}: {key} is {shown(str(value))}", "expected a number")
+            raise NotBuilt(f"{where}: {key} is {type(value).__name__}", "expected a number")
+        if value is not None and not 0 <= value < 2**63:
+            raise NotBuilt(f"{where}: {key} is out of range", "expected 0 or more, below 2^63")
         values[key] = value
     seed = SEED if values["seed"] is None else values["seed"]
-    if not 0 <= seed < 2**63:
-        raise NotBuilt(f"{where}: seed {seed} is out of range", "expected 0 or more, below 2^63")
     return {"seed": seed, "source_scale": values["scale"], "source_steps": values["ddim_steps"]}
 
 

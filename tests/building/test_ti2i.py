@@ -20,7 +20,7 @@ REAL = """\
     source_prompt: a painting of an owl
 
     target_prompts:
-    - two owls
+    - two owls at the edge of the wood
 
   -
     source_prompt: a cartoon of a fox
@@ -139,9 +139,11 @@ def test_an_image_of_another_folder_is_no_stand_in(shell, draw, tmp_path):
         ("- init_img: /etc/passwd\n  target_prompts: [x]", "entry 1: no image /etc/passwd"),
         ("- init_img: 3\n  target_prompts: [x]", "entry 1: names no image"),
         ("- init_img: \"a\\nb\"\n  target_prompts: [x]", "entry 1: no image a\\nb"),
-        ("- source_prompt: p\n  seed: -1\n  target_prompts: [x]", "seed -1 is out of range"),
-        ("- source_prompt: p\n  seed: much\n  target_prompts: [x]", "seed is much"),
-        ('- source_prompt: "\\ud800"\n  target_prompts: [x]', ""),
+        ("- source_prompt: p\n  seed: -1\n  target_prompts: [x]", "seed is out of range"),
+        ("- source_prompt: p\n  seed: much\n  target_prompts: [x]", "seed is str"),
+        ("- source_prompt: p\n  ddim_steps: 1e999\n  target_prompts: [x]", "ddim_steps is str"),
+        (f"- source_prompt: p\n  ddim_steps: {2**64}\n  target_prompts: [x]", "ddim_steps is out"),
+        ('- source_prompt: "\\ud800"\n  target_prompts: [x]', "source_prompt holds half"),
         ("- init_img: a.png\n  target_prompts: !!python/object/apply:os.system [x]", "not valid"),
         ("[" * 1200, "not valid YAML"),
     ],
