@@ -31,10 +31,10 @@ class Pictures:
     """
 
     def __init__(self, folder: str, base: str) -> None:
-        self.storage = Storage(folder)
+        self.storage = Storage(_without_parents(folder))
         self.left_out = 0
         self.allow_root: str | None = None
-        self._base = absolute(base)
+        self._base = _without_parents(base)
         if self.storage.is_local and not Path(self.storage.path("")).is_dir():
             raise NotBuilt(f"{folder}: no such folder", "check the path")
 
@@ -150,6 +150,12 @@ class Pictures:
             return [] if path.startswith("..") else [path]
         inside = full.startswith(self._base + "/")
         return [full[len(self._base) + 1 :]] if inside else []
+
+
+def _without_parents(folder: str) -> str:
+    """The folder from anywhere; `..` is resolved as the file system does, links and all."""
+    told = absolute(folder)
+    return os.path.realpath(told) if is_local(told) and ".." in told.split("/") else told
 
 
 def _is_inside(path: Path, root: Path) -> bool:

@@ -44,6 +44,17 @@ def test_images_elsewhere_are_named_in_full_with_the_flag_that_allows_them(shell
     assert "bad rows: 1" in shell.run("validate", tmp_path / "work/m.parquet", "--images")
 
 
+def test_folders_may_be_told_by_way_of_their_parents(shell, draw, tmp_path, monkeypatch):
+    photos = draw("photos", "a.png")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    command = ("manifest", "folder", "../photos", "--prompt", "x", "--output")
+    shell.run(*command, "m.parquet")
+    assert paths(shell.read(tmp_path / "work/m.parquet", ["../photos"])) == [f"{photos}/a.png"]
+    shell.run(*command, "../m.parquet")
+    assert paths(shell.read(tmp_path / "m.parquet", [])) == ["photos/a.png"]
+
+
 def test_links_lead_nowhere_but_inside(shell, draw, tmp_path):
     outside, photos = draw("outside", "secret.png"), draw("photos", "a.png")
     (photos / "inside.png").symlink_to("a.png")
