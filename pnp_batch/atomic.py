@@ -10,8 +10,10 @@ import os
 import posixpath
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from pnp_batch.process import machine, runs
 
@@ -34,6 +36,31 @@ def write(path: Path, data: bytes, *, replace: bool = True) -> None:
         _publish(path, data, replace=replace)
 
 
+@contextmanager
+def opened(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
+    """A file to write into, for what is too large to be held; it appears when the block has ended.
+
+    It is written beside the target, in a folder that is there, then gets its name in one step.
+
+    Raises:
+        FileExistsError: the target is there, and is not to be replaced.
+        OSError: it cannot be written; what was there still is.
+    """
+    writer = f"{machine()}-{os.getpid()}"
+    temporary = path.parent / f"{TEMPORARY}{writer}-{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            temporary.replace(path)
+        else:
+            path.hardlink_to(temporary)  # fails where the target exists
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file of this name is one that is being written, or was when its writer died."""
     return posixpath.basename(name).startswith(TEMPORARY)
@@ -48,20 +75,8 @@ def sweep(folder: Path) -> None:
 
 
 def _publish(path: Path, data: bytes, *, replace: bool) -> None:
-    """Writes beside the target, then gives the whole file its name in one step."""
-    writer = f"{machine()}-{os.getpid()}"
-    temporary = path.parent / f"{TEMPORARY}{writer}-{uuid.uuid4().hex}"
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            temporary.replace(path)
-        else:
-            path.hardlink_to(temporary)  # fails where the target exists
-    finally:
-        temporary.unlink(missing_ok=True)
+    with opened(path, replace=replace) as file:
+        file.write(data)
 
 
 def _is_abandoned(path: Path) -> bool:

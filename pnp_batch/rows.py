@@ -65,6 +65,13 @@ def expand(manifest: Manifest, config: RunConfig, methods: Collection[str]) -> I
         yield expansion.rows(batch, manifest.extra.names)
 
 
+def identified(manifest: Manifest) -> Iterator[tuple[pa.RecordBatch, list[str]]]:
+    """The rows of a manifest, some at a time, and the ids that they have in every run of it."""
+    ids = Ids()
+    for batch in manifest.batches():
+        yield batch, _Told.of(batch, _Prompts.of(batch).quoted).ids(ids)
+
+
 class _Expansion:
     """Expands a manifest chunk by chunk; keeps what the chunks have in common."""
 
@@ -94,27 +101,60 @@ class _Expansion:
     def _columns(self, chunk: pa.RecordBatch, prompts: _Prompts) -> dict[str, pa.Array]:
         """What all entries of a manifest row have in common."""
         own = {f.name: _column(chunk, f.name, f.type) for f in SCHEMA}
-        path, data = (pc.struct_field(chunk["image"], part) for part in ("path", "bytes"))
-        own["image"] = pc.if_else(pc.equal(path, ""), None, path)
-        own["image_bytes"] = data
-        embedded = [None if d is None else sha256(d) for d in data.to_pylist()]
-        images = own["image"].to_pylist()
-        hashes = row_hashes(chunk, prompts.quoted, images, embedded)
-        ids = list(self._ids.of(own["row_id"].to_pylist(), hashes))
+        told = _Told.of(chunk, prompts.quoted)
+        own["image"], own["image_bytes"] = told.image, told.data
+        ids = told.ids(self._ids)
         seeds = [
             derived_seed(self._config.seed, row_id) if seed is None else seed
             for seed, row_id in zip(own["seed"].to_pylist(), ids, strict=True)
         ]
         own["row_id"] = pa.array(ids, pa.string())
-        own["row_hash"] = pa.array(hashes, pa.string())
+        own["row_hash"] = pa.array(told.hashes, pa.string())
         own["seed"] = pa.array(seeds, pa.int64())
         own["method"] = pc.if_else(pc.equal(own["method"], ""), None, own["method"])
         for name in ("negative_prompt", "method", *NUMBER_COLUMNS):
             value = getattr(self._config, name, None)
             own[name] = own[name] if value is None else pc.fill_null(own[name], value)
         prompted = pc.fill_null(own["source_prompt"], "").to_pylist()
-        own["guidance"] = pa.array(guidance_names(images, embedded, seeds, prompted), pa.string())
+        own["guidance"] = pa.array(
+            guidance_names(told.images, told.embedded, seeds, prompted), pa.string()
+        )
         return own
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What some manifest rows say.
+
+    Attributes:
+        image: the paths or URIs of their images.
+        data: their embedded images.
+        images: as `image`.
+        embedded: the SHA-256 of `data`.
+        hashes: of all that each row says.
+        given: the ids they give themselves.
+    """
+
+    image: pa.Array
+    data: pa.Array
+    images: list[str | None]
+    embedded: list[str | None]
+    hashes: list[str]
+    given: list[str | None]
+
+    @classmethod
+    def of(cls, chunk: pa.RecordBatch, quoted: list[str]) -> _Told:
+        path, data = (pc.struct_field(chunk["image"], part) for part in ("path", "bytes"))
+        image = pc.if_else(pc.equal(path, ""), None, path)
+        images = image.to_pylist()
+        embedded = [None if d is None else sha256(d) for d in data.to_pylist()]
+        hashes = row_hashes(chunk, quoted, images, embedded)
+        given = _column(chunk, "row_id", pa.string()).to_pylist()
+        return cls(image, data, images, embedded, hashes, given)
+
+    def ids(self, ids: Ids) -> list[str]:
+        """The rows' ids, after those of the rows before."""
+        return list(ids.of(self.given, self.hashes))
 
 
 @dataclass(frozen=True)

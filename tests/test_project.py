@@ -64,7 +64,7 @@ FLOORS = (
             "scores",
         ),
     ),
-    ("flops", "world", "source", "provenance", "models", "latents"),
+    ("flops", "world", "source", "provenance", "building", "models", "latents"),
     (
         *("diffusion.schedule", "diffusion.sites", "diffusion.unet"),
         *("diffusion.attention", "diffusion.injection", "diffusion.inversion"),
@@ -82,7 +82,7 @@ FLOORS = (
     ),
 )
 ORDER = {part: (floor, n) for floor, parts in enumerate(FLOORS) for n, part in enumerate(parts)}
-LIGHT = {*FLOORS[0], "flops"}
+LIGHT = {*FLOORS[0], "flops", "building"}
 MAY_IMPORT_RAY = {
     *("cluster", "control", "stages", "execution", "resources", "translation", "pipeline"),
     *("progress", "submit"),

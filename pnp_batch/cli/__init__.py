@@ -29,6 +29,7 @@ COMMANDS = {
     "gc": "pnp_batch.cli.look",
     "dataset": "pnp_batch.cli.dataset",
     "provenance": "pnp_batch.cli.provenance",
+    "manifest": "pnp_batch.cli.manifest",
     "bench": "pnp_batch.cli.bench",
     "methods": "pnp_batch.cli.look",
     "doctor": "pnp_batch.cli.look",

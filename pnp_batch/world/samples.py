@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -133,6 +135,31 @@ def shown_rows() -> list[dict[str, object]]:
         )
         rows.append(row(name, spec, prompts))
     return rows
+
+
+def benchmark_manifest(path: Path, pairs: int) -> None:
+    """Writes the first pairs of the held-out benchmark as one Parquet file."""
+    from pnp_batch.world import benchmark
+
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    texts = ("prompt", "source_prompt", "kind", "world")
+    fields = [("row_id", pa.string()), ("image", image), *((name, pa.string()) for name in texts)]
+    rows = []
+    for pair in benchmark.cases(pairs):
+        drawing = draw(pair.source)
+        buffer = io.BytesIO()
+        Image.fromarray(drawing.mask).save(buffer, "PNG")
+        rows.append(
+            {
+                **row(pair.name, pair.source, []),
+                "prompt": pair.prompt,
+                "source_prompt": caption(pair.source),
+                "kind": pair.kind,
+                "world": json.dumps(asdict(pair.source)),
+                "mask": {"bytes": buffer.getvalue(), "path": f"{pair.name}-mask.png"},
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema([*fields, ("mask", image)])), path)
 
 
 def many_rows(count: int, seed: int = 0, resolution: int = 64) -> Iterable[dict[str, object]]:
