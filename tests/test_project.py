@@ -65,7 +65,19 @@ FLOORS = (
         *("cluster", "control", "stages", "execution", "resources", "translation", "pipeline"),
         *("progress", "report"),
     ),
-    ("validate", "status", "gc", "plan", "bench", "doctor", "submit", "demo", "training", "cli"),
+    (
+        "validate",
+        "status",
+        "gc",
+        "plan",
+        "bench",
+        "doctor",
+        "inspection",
+        "submit",
+        "demo",
+        "training",
+        "cli",
+    ),
 )
 ORDER = {part: (floor, n) for floor, parts in enumerate(FLOORS) for n, part in enumerate(parts)}
 LIGHT = {*FLOORS[0], "flops"}

@@ -26,6 +26,7 @@ COMMANDS = {
     "retry": "pnp_batch.cli.run",
     "status": "pnp_batch.cli.look",
     "report": "pnp_batch.cli.look",
+    "inspect": "pnp_batch.cli.inspect",
     "gc": "pnp_batch.cli.look",
     "bench": "pnp_batch.cli.bench",
     "methods": "pnp_batch.cli.look",
