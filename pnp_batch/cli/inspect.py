@@ -47,7 +47,7 @@ class Several(click.ParamType[tuple[Any, ...]]):
     "--times",
     type=Several(click.FloatRange(0, 1)),
     metavar="X,...",
-    default="0.4,0.8",
+    default="0.45,0.8",
     show_default=True,
     help="Where in the sampling to look: 0 is noise, 1 the image.",
 )

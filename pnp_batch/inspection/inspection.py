@@ -40,7 +40,7 @@ class Wanted:
     """
 
     layers: tuple[int, ...] = (1, 4, 7, 11)
-    times: tuple[float, ...] = (0.4, 0.8)
+    times: tuple[float, ...] = (0.45, 0.8)
     prompt: str = ""
     sampling: Sampling = field(default_factory=Sampling)
     resolution: int | None = None
@@ -128,7 +128,7 @@ def inspect(
     layers = Layers(
         features=wanted.layers,
         self_attention=tuple(layer for layer in wanted.layers if layer in ATTENTION_LAYERS),
-        cross_attention=word_layers(side // model.files.scale_factor) if words else (),
+        cross_attention=word_layers(model.latent_shape[1]) if words else (),
     )
     schedule = make_schedule(model.files.configs["scheduler"], wanted.sampling)
     steps = sorted({min(int(t * schedule.steps), schedule.steps - 1) for t in wanted.times})

@@ -97,7 +97,11 @@ def _sections(found: Inspection) -> Iterator[Section]:
         "Cross-attention",
         f"where each word of the prompt acts; mean of layers {layers}, their heads and timesteps",
         tuple(
-            Column(("", same[0].word), tuple(_heated(w.heat) for w in same))
+            Column(
+                (same[0].word, f"{same[0].tokens} token" + "s" * (same[0].tokens > 1)),
+                tuple(_heated(w.heat) for w in same),
+                tuple(f"{w.share:.1%} of attention" for w in same),
+            )
             for same in zip(*found.words, strict=True)
         ),
     )

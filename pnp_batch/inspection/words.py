@@ -34,13 +34,13 @@ class WordMap:
 
 
 def word_layers(side: int) -> tuple[int, ...]:
-    """The decoder layers whose cross-attention is read, for latents of this side.
+    """The decoder layers whose cross-attention is read, for a model made for latents of this side.
 
-    The three of the deepest block whose maps are at least 8 x 8: of the feature's own 16 x 16 in
-    Stable Diffusion at 512 px, which Prompt-to-Prompt and MasaCtrl read as well.
+    The three of the deepest block whose maps are at least 8 x 8 there: in Stable Diffusion layers
+    3 to 5, of the 16 x 16 that Prompt-to-Prompt and MasaCtrl read as well.
     """
-    deepest = (b for b in BLOCKS if side >> (BLOCKS[-1] - b) >= SMALLEST_SIDE)
-    first = next(deepest, BLOCKS[-1]) * LAYERS_PER_BLOCK
+    large = (b for b in BLOCKS if side >> (BLOCKS[-1] - b) >= SMALLEST_SIDE)
+    first = next(large, BLOCKS[-1]) * LAYERS_PER_BLOCK
     return tuple(range(first, first + LAYERS_PER_BLOCK))
 
 
