@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,8 +46,8 @@ def inspect_files(
         JobError: an image, the output or the model cannot be used.
     """
     _check_output(config.output, images)
-    # Who names a file on the command line may read it.
-    allowed = policy(config, ".")
+    # Who names a file on the command line may read it, wherever it lies.
+    allowed = replace(policy(config, "."), roots=("/",))
     opened = [_opened(image, allowed) for image in images]
     device, dtype = _device(config)
     model = StableDiffusion(find(config.model, config.revision), device, dtype)
@@ -69,7 +71,7 @@ def inspect_files(
 def _check_output(output: str, images: Sequence[str]) -> None:
     if not output.lower().endswith(".png"):
         raise InvalidConfig(f"--output {output!r} is no PNG file", "give a name that ends in .png")
-    if absolute(output) in map(absolute, images):
+    if os.path.realpath(absolute(output)) in (os.path.realpath(absolute(i)) for i in images):
         raise InvalidConfig(
             f"--output {output!r} is one of the images, and would replace it",
             "name another file with --output, or leave it out of the images",
@@ -80,8 +82,8 @@ def _opened(image: str, allowed: SourcePolicy) -> Image.Image:
     try:
         return source.open_image(image, None, allowed)
     except RowError as error:
-        what, _, hint = str(error).rpartition("; ")
-        raise InvalidImage(what or str(error), hint) from error
+        what, _, hint = str(error).partition("; ")
+        raise InvalidImage(what, hint or "name another image") from error
 
 
 def _device(config: RunConfig) -> tuple[str, str]:
