@@ -77,7 +77,8 @@ FLOORS = (
         *("progress", "report"),
     ),
     (
-        *("validate", "status", "gc", "dataset", "plan", "bench", "doctor", "submit", "demo"),
+        *("validate", "status", "gc", "dataset", "plan", "bench", "doctor"),
+        *("inspection", "submit", "demo"),
         *("training", "cli"),
     ),
 )

@@ -26,6 +26,7 @@ COMMANDS = {
     "retry": "pnp_batch.cli.run",
     "status": "pnp_batch.cli.look",
     "report": "pnp_batch.cli.look",
+    "inspect": "pnp_batch.cli.inspect",
     "gc": "pnp_batch.cli.look",
     "dataset": "pnp_batch.cli.dataset",
     "provenance": "pnp_batch.cli.provenance",

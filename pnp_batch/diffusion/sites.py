@@ -15,6 +15,7 @@ from torch import nn
 from pnp_batch.errors import InvalidModel
 
 LAYERS_PER_BLOCK = 3
+DECODER_LAYERS = tuple(range(12))
 FEATURE_LAYER = 4
 ATTENTION_LAYERS = tuple(range(4, 12))
 
@@ -40,9 +41,30 @@ def find_sites(unet: nn.Module) -> Sites:
         InvalidModel: the UNet lacks a site; the message names the layer.
     """
     return Sites(
-        feature=_layer(unet, "resnets", FEATURE_LAYER),
+        feature=residual_block(unet, FEATURE_LAYER),
         attention=tuple(_self_attention(unet, layer) for layer in ATTENTION_LAYERS),
     )
+
+
+def residual_block(unet: nn.Module, layer: int) -> Any:  # noqa: ANN401 - diffusers' ResnetBlock2D
+    """The residual block of a decoder layer. Raises `InvalidModel` where there is none."""
+    return _layer(unet, "resnets", layer)
+
+
+def transformer_block(unet: nn.Module, layer: int) -> Any:  # noqa: ANN401 - BasicTransformerBlock
+    """The self- and cross-attention of a decoder layer, `attn1` and `attn2`; layer 3 has it, too.
+
+    Raises `InvalidModel` where there is none.
+    """
+    transformer: Any = _layer(unet, "attentions", layer)
+    blocks: Any = getattr(transformer, "transformer_blocks", ())
+    if not len(blocks):
+        raise InvalidModel(
+            f"the attention of decoder layer {layer} is no transformer: it has no self-attention "
+            "that Plug-and-Play could inject",
+            "use a Stable Diffusion 1.x or 2.x model",
+        )
+    return blocks[0]
 
 
 def _layer(unet: nn.Module, kind: str, layer: int) -> nn.Module:
@@ -60,15 +82,7 @@ def _layer(unet: nn.Module, kind: str, layer: int) -> nn.Module:
 
 
 def _self_attention(unet: nn.Module, layer: int) -> nn.Module:
-    transformer: Any = _layer(unet, "attentions", layer)
-    blocks: Any = getattr(transformer, "transformer_blocks", ())
-    if not len(blocks):
-        raise InvalidModel(
-            f"the attention of decoder layer {layer} is no transformer: it has no self-attention "
-            "that Plug-and-Play could inject",
-            "use a Stable Diffusion 1.x or 2.x model",
-        )
-    attention: Any = blocks[0].attn1
+    attention: Any = transformer_block(unet, layer).attn1
     if isinstance(attention.processor, FusedAttnProcessor2_0):
         raise InvalidModel(
             f"decoder layer {layer} has fused q, k, v projections, which hide its queries and keys",

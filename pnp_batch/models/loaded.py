@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,24 @@ class StableDiffusion:
             with torch.inference_mode():
                 self._texts[prompt] = self._text_encoder(tokens.to(self.device))[0][0]
         return self._texts[prompt]
+
+    def words(self, prompt: str) -> list[tuple[str, tuple[int, ...]]]:
+        """The words of a prompt in order, each with the positions of its tokens in `text`.
+
+        Without punctuation, and without what comes after the last token that the encoder reads.
+        """
+        spans = self._tokenizer(
+            prompt,
+            max_length=self._tokenizer.model_max_length,
+            truncation=True,
+            return_offsets_mapping=True,
+        ).offset_mapping
+        found = []
+        for word in re.finditer(r"[\w'’-]*\w", prompt):
+            inside = [n for n, (start, end) in enumerate(spans) if word.start() <= start < end]
+            own = tuple(n for n in inside if spans[n][1] <= word.end())
+            found += [(word[0], own)] if own else []
+        return found
 
     def encode(self, image: Image.Image) -> torch.Tensor:
         """An RGB image as latents, float32 (C, h, w): the posterior's mean, scaled."""

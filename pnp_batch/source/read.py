@@ -127,7 +127,7 @@ def _as_row_error(error: Exception, uri: str, policy: SourcePolicy, clock: Clock
         return error
     number = error.errno if isinstance(error, OSError) else None
     if number in _NOT_THERE or isinstance(error, FileNotFoundError):
-        return ImageNotFound(f"{shown(uri)}: no such image; check the path in the manifest")
+        return ImageNotFound(f"{shown(uri)}: no such image; check the path")
     if isinstance(error, ImportError):
         return StorageError(f"{shown(uri)}: {error}; pip install what is missing")
     # The text of a client's error may hold a signed URL: only its kind is told.
