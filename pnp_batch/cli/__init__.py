@@ -25,7 +25,7 @@ COMMANDS = {
     "validate": "pnp_batch.cli.look",
     "retry": "pnp_batch.cli.run",
     "status": "pnp_batch.cli.look",
-    "report": "pnp_batch.cli.look",
+    "report": "pnp_batch.cli.report",
     "gc": "pnp_batch.cli.look",
     "bench": "pnp_batch.cli.bench",
     "methods": "pnp_batch.cli.look",
