@@ -30,6 +30,7 @@ from pnp_batch.storage import Storage
 
 FOLDER = "report"
 NAME = "index.html"
+SCRIPTS = ("elements.js", "rows.js", "report.js")
 DATA = "data"
 LIMIT = 10_000
 CASES_A_FILE = 1_000
@@ -69,6 +70,7 @@ def write_report(
         shown=len(cases),
         limit=limit,
         scripts=scripts,
+        own=SCRIPTS,
         meta=_meta(outputs, cases, trade.axes(levels) or ()),
         levels=levels,
         scores=[score for score in SCORES if any(score.name in one.scores for one in levels)],
@@ -76,7 +78,8 @@ def write_report(
         unscored=[one.storage.uri for one in outputs if not one.scores],
     )
     folder.write("style.css", (_packaged("style.css") + plot.STYLE + "\n").encode())
-    folder.write("report.js", _packaged("report.js").encode())
+    for name in SCRIPTS:
+        folder.write(name, _packaged(name).encode())
     folder.write(NAME, page.encode())
     for name in folder.files(DATA):
         if _OURS.fullmatch(name) and name not in scripts:

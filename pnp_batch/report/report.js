@@ -1,62 +1,21 @@
-// The gallery of a report. In: `meta` of the page, and the cases that its data scripts have pushed.
-// The hash of the address holds the state, so that links, reloading and the back button keep it.
-// Whatever a manifest or a result says reaches the page as text or as an attribute, never as markup.
+// The page of a report: its gallery, filters, keys, and one row in full. In: `pnpRows`, the rows and
+// what a state chooses of them, and `pnpElements`. Each change goes through the address.
 "use strict";
 
 (() => {
   const PAGE = 24;
-  const STATE = { q: "", status: "", method: "", output: "", score: "", min: "", max: "", sort: "", view: "", page: "1", row: "" };
-
-  const field = (name) => filters.elements.namedItem(name);
+  const { STATE, meta, cases, scores, several, titled, asked, scored } = window.pnpRows;
+  const { make, picture, absent, slider } = window.pnpElements;
   const $ = (selector) => document.querySelector(selector);
-  const meta = JSON.parse($("#meta").textContent);
-  const cases = window.pnpCases ?? [];
   const filters = $("#filters"), cards = $("#cards"), count = $("#count"), dialog = $("#detail");
-  const scores = new Map(meta.scores.map((score) => [score.name, score]));
-  const several = meta.outputs.length > 1;
+  const field = (name) => filters.elements.namedItem(name);
   const numbers = new Intl.NumberFormat("en");
   let state = { ...STATE };
   let found = [];
   let afterwards = null; // what is to be done once the page has been drawn anew
 
-  for (const one of cases) one.text = `${one.prompt}\n${one.id}`.toLowerCase();
-
-  // Elements ------------------------------------------------------------------------------------
-
-  function make(tag, properties = {}, ...children) {
-    const element = document.createElement(tag);
-    for (const [name, value] of Object.entries(properties)) {
-      if (value === undefined || value === null || value === false) continue;
-      if (name === "class") element.className = value;
-      else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-      else element.setAttribute(name, value === true ? "" : value);
-    }
-    element.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
-    return element;
-  }
-
-  function picture(place, alt, small, lazy = true) {
-    return make("img", { src: place, alt, class: small ? "small" : null, loading: lazy ? "lazy" : null, decoding: "async" });
-  }
-
-  function absent(words, failed = false) {
-    return make("div", { class: failed ? "absent failed" : "absent" }, words);
-  }
-
-  // State ---------------------------------------------------------------------------------------
-
-  function asked() {
-    const given = new URLSearchParams(location.hash.slice(1));
-    return Object.fromEntries(Object.keys(STATE).map((name) => [name, given.get(name) ?? STATE[name]]));
-  }
-
-  function address(changes) {
-    const told = new URLSearchParams();
-    for (const [name, value] of Object.entries({ ...state, ...changes })) {
-      if (name === "page" || value !== STATE[name]) told.set(name, value);
-    }
-    return `#${told}`;
-  }
+  const fits = (made) => window.pnpRows.fits(state, made);
+  const address = (changes) => window.pnpRows.address({ ...state, ...changes });
 
   function go(changes, { replace = false } = {}) {
     const to = address(changes);
@@ -65,56 +24,8 @@
     else location.hash = to;
   }
 
-  // Choosing ------------------------------------------------------------------------------------
-
-  const scored = (made, name) => (made.scores && name in made.scores ? Number(made.scores[name]) : null);
-
-  function fits(made) {
-    if (state.status && made.status !== state.status && made.kind !== state.status) return false;
-    if (state.method && made.method !== state.method) return false;
-    if (state.output && meta.outputs[made.in] !== state.output) return false;
-    if (!state.score) return true;
-    const value = scored(made, state.score);
-    if (value === null) return false;
-    return !(state.min !== "" && value < Number(state.min)) && !(state.max !== "" && value > Number(state.max));
-  }
-
-  function choose() {
-    const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
-    const chosen = cases.filter((one) => words.every((word) => one.text.includes(word)) && one.made.some(fits));
-    const [name, order] = state.sort.split(":");
-    if (!scores.has(name)) return chosen;
-    const sign = order === "asc" ? 1 : -1;
-    const keyed = chosen.map((one) => {
-      const values = one.made.filter(fits).map((made) => scored(made, name)).filter((value) => value !== null);
-      return [values.length ? Math.min(...values.map((value) => sign * value)) : Infinity, values.length === 0, one];
-    });
-    keyed.sort((a, b) => a[1] - b[1] || (a[0] === b[0] ? 0 : a[0] - b[0]));
-    return keyed.map(([, , one]) => one);
-  }
-
   const pages = () => Math.max(1, Math.ceil(found.length / PAGE));
   const page = () => Math.min(pages(), Math.max(1, Math.floor(Number(state.page)) || 1));
-
-  // Comparing -----------------------------------------------------------------------------------
-
-  // Two pictures over one another; a range input, which fingers, mice and keys know, parts them.
-  function slider(before, after, lazy = true) {
-    const box = make("div", { class: "compare" },
-      picture(after.place, after.alt, after.small, lazy), picture(before.place, before.alt, before.small, lazy),
-      make("span", { class: "handle", "aria-hidden": "true" }));
-    const range = make("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": `Before and after: ${before.name} up to here, then ${after.name}` });
-    const put = () => {
-      box.style.setProperty("--at", `${range.value}%`);
-      range.setAttribute("aria-valuetext", `${range.value} % ${before.name}`);
-    };
-    range.addEventListener("input", put);
-    put();
-    box.append(range);
-    return box;
-  }
-
-  const titled = (made) => (several ? `${meta.outputs[made.in]}: ` : "") + (made.method || "output");
 
   function views(one, large) {
     const all = [];
@@ -349,7 +260,7 @@
     state = asked();
     const same = Object.keys(STATE).every((name) => name === "row" || state[name] === before[name]);
     if (!same || !cards.firstChild) {
-      found = choose();
+      found = window.pnpRows.choose(state);
       drawn();
     }
     fill();

@@ -47,29 +47,20 @@ def told_of(one: Reported, price_per_hour: float | None) -> dict[str, Any]:
 
 def _tiles(one: Reported, cost: Spent, model: str, failed: int) -> list[tuple[str, str, str]]:
     """The numbers that stand large: title, value, and what it is made of."""
-    there = one.there
+    there, done = one.there, len(one.recorded) - failed
+    share = f"{failed / len(one.recorded):.1%} of recorded rows" if failed else "none"
+    methods = ", ".join(sorted(set(one.table["method"].to_pylist()) - {None}))
     ended = there.finished_at or there.updated_at
     began, end = datetime.fromisoformat(there.started_at), datetime.fromisoformat(ended)
-    done = len(one.recorded) - failed
+    when = f"ended {end:%Y-%m-%d %H:%M} UTC" if there.finished_at else "not ended yet"
     each = cost.evaluations
-    total = sum(each.values())
     made = ", ".join(f"{count:,} {name}" for name, count in each.items() if count)
     tiles = [
         ("translated", f"{done:,}", f"of {there.rows:,} rows"),
-        (
-            "failed",
-            f"{failed:,}",
-            f"{failed / len(one.recorded):.1%} of recorded rows" if failed else "none",
-        ),
-        ("model", model, ", ".join(sorted(set(one.table["method"].to_pylist()) - {None}))),
-        (
-            "latest run",
-            duration((end - began).total_seconds()),
-            "not ended yet"
-            if there.finished_at is None
-            else f"ended {ended[:16].replace('T', ' ')} UTC",
-        ),
-        ("UNet evaluations", _short(total), made or "none"),
+        ("failed", f"{failed:,}", share),
+        ("model", model, methods),
+        ("latest run", duration((end - began).total_seconds()), when),
+        ("UNet evaluations", _short(sum(each.values())), made or "none"),
         (f"{cost.device} time", _time(cost.hours), "computing, over all workers"),
     ]
     if cost.price is not None:

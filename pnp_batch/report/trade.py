@@ -7,7 +7,7 @@ structure it keeps. Here for each method and each set of values that a sweep gav
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -80,8 +80,8 @@ def plot(told: Sequence[Level]) -> str | None:
     points = []
     for level in both:
         x, y = (level.scores[name] for name in chosen)
-        ends = {"low": y.low, "high": y.high, "left": x.low, "right": x.high}
-        points.append(Point(level.name, x.mean, y.mean, series=level.series, **ends))
+        point = Point(level.name, x.mean, y.mean, y.low, y.high, series=level.series)
+        points.append(replace(point, left=x.low, right=x.high))
     across, up = (
         Axis.around(title(name), [end for one in both for end in _ends(one.scores[name])])
         for name in chosen
