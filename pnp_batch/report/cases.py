@@ -13,9 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-import pyarrow as pa
-
-from pnp_batch import results
 from pnp_batch.report.pictures import SMALL, Pictures, larger, thumb
 from pnp_batch.report.reported import NAMES, Reported, Row
 from pnp_batch.scores import REASON
@@ -42,7 +39,7 @@ class Cases:
     def __init__(self, folder: Storage, outputs: Sequence[Reported], pictures: Pictures) -> None:
         self._there = pictures.there
         self._bases = [link(folder, told.storage) for told in outputs]
-        self._extra = [_extra(told) for told in outputs]
+        self._extra = [told.extra for told in outputs]
         self._cases: dict[tuple[str, str], dict[str, Any]] = {}
         self._parameters: dict[tuple[tuple[str, str], ...], int] = {}
 
@@ -102,14 +99,6 @@ def link(folder: Storage, output: Storage) -> str | None:
     if not folder.is_local and folder.uri.split(":")[0] != output.uri.split(":")[0]:
         return None
     return quote(posixpath.relpath("/".join(there), "/".join(here))) + "/"
-
-
-def _extra(told: Reported) -> list[str]:
-    """The manifest's own columns that hold plain values."""
-    own = {*results.SCHEMA.names, *NAMES, REASON, "scored_with"}
-    plain = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    fields = [field for field in told.recorded.records.schema if field.name not in own]
-    return [field.name for field in fields if any(kind(field.type) for kind in plain)]
 
 
 def _text(value: Any) -> str:  # noqa: ANN401 - of any column

@@ -10,15 +10,17 @@ import hashlib
 import io
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
 from PIL import Image
 
 from pnp_batch import methods, rows, source
 from pnp_batch.errors import JobError, RowError
 from pnp_batch.job import policy
+from pnp_batch.manifest import Manifest
 from pnp_batch.report.reported import Reported, Row
 from pnp_batch.source import SourcePolicy
 from pnp_batch.storage import Storage
@@ -75,25 +77,24 @@ class Pictures:
             return found
         allowed = policy(told.config, told.manifest.base)
         linked = [row for row in missing if row["image"]]
-        found |= self._made(linked, told, allowed, _alone)
+        found |= self._made(linked, told, allowed, {})
         left = {row["row_id"]: row for row in missing if row["row_id"] not in found}
         if left:
-            found |= self._embedded(left, told, allowed)
+            found |= self._embedded(left, told, told.manifest, allowed)
         return found
 
     def _embedded(
-        self, left: Mapping[str, Row], told: Reported, allowed: SourcePolicy
+        self, left: Mapping[str, Row], told: Reported, read: Manifest, allowed: SourcePolicy
     ) -> dict[str, str]:
         """Copies of images whose bytes stand in the manifest, among its first rows."""
-        assert told.manifest is not None
         found: dict[str, str] = {}
         seen = 0
-        for table in rows.expand(told.manifest, told.config, methods.names()):
+        for table in rows.expand(read, told.config, methods.names()):
             ids = table["row_id"].to_pylist()
             here = [n for n, row_id in enumerate(ids) if row_id in left]
             data = dict(zip((ids[n] for n in here), table["image_bytes"].take(here), strict=True))
             own = [left[row_id] for row_id in data]
-            found |= self._made(own, told, allowed, lambda row, d=data: d[row["row_id"]].as_py())  # type: ignore[misc]
+            found |= self._made(own, told, allowed, data)
             seen += len(ids)
             if seen >= len(told.order) or len(found) == len(left):
                 break
@@ -104,15 +105,17 @@ class Pictures:
         shown: Iterable[Row],
         told: Reported,
         allowed: SourcePolicy,
-        embedded: Callable[[Row], bytes | None],
+        embedded: Mapping[str, pa.Scalar],
     ) -> dict[str, str]:
-        """Copies of guidance images, each of them made once."""
+        """Copies of guidance images, each of them made once; of embedded ones the bytes by row."""
         images: dict[Any, list[Row]] = {}
         for row in shown:
             images.setdefault(row["source_sha256"] or row["row_id"], []).append(row)
 
         def made(own: Sequence[Row]) -> str | None:
-            return self._image(own[0], told.config.fit, allowed, embedded(own[0]))
+            bytes_of = embedded.get(own[0]["row_id"])
+            data = None if bytes_of is None else bytes_of.as_py()
+            return self._image(own[0], told.config.fit, allowed, data)
 
         with ThreadPoolExecutor(source.READERS) as readers:
             names = list(readers.map(made, images.values()))
@@ -121,6 +124,8 @@ class Pictures:
 
     def _image(self, row: Row, fit: str, allowed: SourcePolicy, data: bytes | None) -> str | None:
         """The name of a guidance image's thumbnail; None if it is not what the row was made of."""
+        if data is None and not row["image"]:
+            return None  # it was generated
         try:
             data = source.read_source(row["image"], allowed) if data is None else data
             digest = hashlib.sha256(data).hexdigest()
@@ -134,7 +139,7 @@ class Pictures:
                 if larger(name, row["resolution"]) != name:
                     self._write(larger(name, row["resolution"]), image, max(image.size))
                 self._write(name, image, SIDE)
-        except (RowError, JobError, TypeError):  # an image that has neither bytes nor a place
+        except (RowError, JobError):
             return None
         return name
 
@@ -164,8 +169,3 @@ def _guidance(row: Row, fit: str, digest: str | None) -> str | None:
     if not _DIGEST.fullmatch(digest or "") or not row["resolution"]:
         return None
     return f"{THUMBS}/{digest[:2]}/{digest[:40]}-{fit}{row['resolution']}.webp"  # type: ignore[index]
-
-
-def _alone(row: Row) -> bytes | None:
-    """No bytes: the image lies where the row says."""
-    return None

@@ -18,12 +18,17 @@ from pnp_batch.manifest import Manifest
 from pnp_batch.record import Record
 from pnp_batch.recorded import Recorded, gathered
 from pnp_batch.report.cost import COUNTED
-from pnp_batch.scores import SCORES
+from pnp_batch.scores import REASON, SCORES
 from pnp_batch.storage import Storage
 
 # Failed rows that are shown beside those asked for, wherever in the output they stand.
 FAILED = 1_000
 NAMES = tuple(score.name for score in SCORES)
+_OWN = {*results.SCHEMA.names, *NAMES, REASON, "scored_with"}
+_PLAIN = (
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean),
+    *(pa.types.is_integer, pa.types.is_floating),
+)
 Row = dict[str, Any]
 
 
@@ -53,9 +58,10 @@ class Reported:
     order: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     @property
-    def columns(self) -> list[str]:
-        """The columns of its results."""
-        return list(self.recorded.records.schema.names) or list(results.SCHEMA.names)
+    def extra(self) -> list[str]:
+        """The manifest's own columns that hold plain values."""
+        fields = [f for f in self.recorded.records.schema if f.name not in _OWN]
+        return [f.name for f in fields if any(is_kind(f.type) for is_kind in _PLAIN)]
 
     def rows(self, limit: int) -> list[Row]:
         """Recorded rows to show: so many, the manifest's first ones where it can be read, and
@@ -65,7 +71,8 @@ class Reported:
         rest = every[~np.isin(every, first)][: limit - len(first)]
         failed = every[~self.recorded.ok[every]][:FAILED]
         entries = np.unique(np.concatenate([first, rest, failed]))
-        found = self.recorded.rows(entries, self.columns)
+        columns = [*results.SCHEMA.names, *self.scores, REASON, *self.extra]
+        found = self.recorded.rows(entries, columns)
         place = {int(digest): number for number, digest in enumerate(self.order)}
         numbers = digests(pa.array([row["row_id"] for row in found], pa.string())).tolist()
         last = len(place)

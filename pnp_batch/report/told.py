@@ -11,8 +11,6 @@ from pnp_batch.record import duration
 from pnp_batch.report.cost import Spent, spent
 from pnp_batch.report.reported import Reported
 
-HOURS, MINUTES = 1.0, 1 / 60
-
 
 def told_of(one: Reported, price_per_hour: float | None) -> dict[str, Any]:
     """The summary of an output, as the page's template wants it."""
@@ -76,6 +74,6 @@ def _short(count: int) -> str:
 
 
 def _time(hours: float) -> str:
-    if hours >= 100 * HOURS:
+    if hours >= 100:
         return f"{hours:,.0f} h"
-    return f"{hours:.2f} h" if hours >= HOURS else duration(3600 * hours)
+    return f"{hours:.2f} h" if hours >= 1 else duration(3600 * hours)
