@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TYPED := pnp_batch $(wildcard jobs/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types pytest soak wheel check-wheel format clean
+.PHONY: help venv demo test lint types browser pytest soak wheel check-wheel format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +37,19 @@ lint: venv ## ruff: rules and formatting
 types: venv ## mypy, strict
 	$(BIN)/mypy $(TYPED)
 
+# The report is tested in a real browser, which pip has none of.
+browser: ## make Chromium available to the tests
+	@command -v chromium > /dev/null && command -v chromedriver > /dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  install="apt-get install -y -qq --no-install-recommends chromium chromium-driver"; \
+	  export DEBIAN_FRONTEND=noninteractive; $$install || { apt-get update -qq && $$install; }; \
+	else \
+	  echo "error: chromium or chromedriver is missing, in which the report is tested" >&2; \
+	  echo "hint: sudo apt-get install chromium chromium-driver" >&2; exit 1; \
+	fi
+
 # Tests with Ray and those of faults start many processes of their own, and want the machine for themselves.
-pytest: venv ## the test suite: no network, no GPU
+pytest: venv browser ## the test suite: no network, no GPU
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not ray and not faults'
 	$(BIN)/pytest -m 'not gpu and (ray or faults)'
 

@@ -1,4 +1,4 @@
-"""`validate`, `status`, `report`, `gc`, `methods` and `doctor`: the commands that look."""
+"""`validate`, `status`, `gc`, `methods` and `doctor`: the commands that look."""
 
 from __future__ import annotations
 
@@ -63,17 +63,6 @@ def status(output: str, as_json: bool) -> None:
     elif found.failed:
         lines.append(f"next: pnp-batch retry {output}")
     answer("\n".join(lines), {**asdict(found), "missing": found.missing}, as_json=as_json)
-
-
-@click.command()
-@click.argument("output", metavar="URI")
-@common
-def report(output: str, as_json: bool) -> None:
-    """Write a page into the output at URI that shows what ran, what failed, and the pictures."""
-    from pnp_batch.report.page import write_report
-
-    page = write_report(output)
-    answer(f"look at {page}", {"report": page}, as_json=as_json)
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""The gallery: an output in, its guidance images with what was made of each out, in their order."""
+"""An output in; its guidance images with what was made of each out, in their order, as pictures."""
 
 from __future__ import annotations
 
@@ -18,15 +18,8 @@ from pnp_batch.manifest import Manifest, read
 from pnp_batch.storage import Storage
 
 LARGEST = 500
-# What a page tells of how a picture was made, and what else is read of a recorded row.
-PARAMETERS = (
-    *("method", "steps", "inversion_steps", "guidance_scale", "pnp_f_t", "pnp_attn_t"),
-    *("strength", "negative_prompt", "seed", "seconds"),
-)
-COLUMNS = [
-    *("row_id", "prompt", "output", "member", "error_type", "error_message", "resolution"),
-    *PARAMETERS,
-]
+# What is read of a recorded row.
+COLUMNS = ["row_id", "prompt", "output", "member", "resolution"]
 
 
 @dataclass(frozen=True)

@@ -1,82 +1,138 @@
-"""The report: an output in, a page out that opens from disk or object storage without a server.
+"""The report: outputs in, a folder out whose page opens from disk or object storage.
 
-`report/index.html` shows what ran, every kind of failure, and each guidance image beside what was
-made of it. The images are those of the output; small copies of the guidance images lie beside the
-page. What a manifest says is text on it, never markup.
+`index.html` tells what ran, what it cost, what failed and how the scores are; its gallery shows
+each guidance image beside what was made of it. The page needs neither a server nor the network:
+scripts that lie beside it hold the rows, as a page from disk may read no other file. What a
+manifest says is text on it, never markup.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pnp_batch import record, results
-from pnp_batch.report.gallery import LARGEST, PARAMETERS, Group, gallery
+from pnp_batch.errors import WrongUsage
+from pnp_batch.clock import now
+from pnp_batch.report import plot, trade
+from pnp_batch.report.cases import Cases
+from pnp_batch.report.pictures import Pictures
+from pnp_batch.report.reported import Reported, reported
+from pnp_batch.report.told import told_of
+from pnp_batch.scores import SCORES
 from pnp_batch.storage import Storage
 
 FOLDER = "report"
-NAME = f"{FOLDER}/index.html"
+NAME = "index.html"
+SCRIPTS = ("elements.js", "rows.js", "report.js")
+DATA = "data"
+LIMIT = 10_000
+CASES_A_FILE = 1_000
+_OURS = re.compile(DATA + r"/rows-\d{4}-[0-9a-f]{12}\.js")
 
 
-def write_report(uri: str, largest: int = LARGEST) -> str:
-    """Writes the report of the run at `uri` into it.
+def write_report(
+    *uris: str,
+    place: str | None = None,
+    limit: int = LIMIT,
+    price_per_hour: float | None = None,
+) -> str:
+    """Writes the report of the runs at `uris`.
 
     Args:
-        uri: the output of a run.
-        largest: rows at most that are shown with pictures, the first of the manifest.
+        uris: outputs of runs; more than one are compared.
+        place: the folder or URI that the page is written to; `report` in the first output if None.
+        limit: rows of each output that are shown with pictures, beside those that have failed.
+        price_per_hour: of one device.
 
     Returns:
         Where the page lies.
 
     Raises:
-        InvalidConfig: there is no run at `uri`.
+        InvalidConfig: there is no run at one of the URIs.
     """
-    there = record.of_run(uri)
-    output = Storage(uri)
-    summary = results.recorded(output).summary()
-    total = summary.done + summary.failed
-    groups = gallery(there.as_config(output.uri), largest)
+    if not uris:
+        raise WrongUsage("a report is of one output or more", "name the --output of a run")
+    outputs = reported(uris, limit)
+    folder = Storage(place or f"{outputs[0].storage.uri}/{FOLDER}")
+    cases = _cases(folder, outputs, limit)
+    scripts = list(_scripts(folder, cases))
+    levels = trade.levels(outputs)
+    page = _template().render(
+        outputs=[told_of(one, price_per_hour) for one in outputs],
+        written=now(),
+        shown=len(cases),
+        limit=limit,
+        scripts=scripts,
+        own=SCRIPTS,
+        meta=_meta(outputs, cases, trade.axes(levels) or ()),
+        levels=levels,
+        scores=[score for score in SCORES if any(score.name in one.scores for one in levels)],
+        plot=trade.plot(levels),
+        unscored=[one.storage.uri for one in outputs if not one.scores],
+    )
+    folder.write("style.css", (_packaged("style.css") + plot.STYLE + "\n").encode())
+    for name in SCRIPTS:
+        folder.write(name, _packaged(name).encode())
+    folder.write(NAME, page.encode())
+    for name in folder.files(DATA):
+        if _OURS.fullmatch(name) and name not in scripts:
+            folder.delete(name)
+    return f"{folder.uri}/{NAME}"
+
+
+def _cases(folder: Storage, outputs: Sequence[Reported], limit: int) -> Cases:
+    """The rows to show, after their pictures have been made."""
+    pictures = Pictures(folder)
+    shown = []
+    for one in outputs:
+        found = one.rows(limit)
+        pictures.outputs(one.storage, found)
+        shown.append((found, pictures.guidance(one, found)))
+    cases = Cases(folder, outputs, pictures)
+    for number, (found, guidance) in enumerate(shown):
+        cases.add(number, found, guidance)
+    return cases
+
+
+def _scripts(folder: Storage, cases: Cases) -> Iterator[str]:
+    """Writes the cases as scripts; their names, which change with what they hold.
+
+    The text is JSON in a string: no name in it can be a property that scripts know, and no letter
+    one that HTML or older scripts take for something else.
+    """
+    for number, part in enumerate(cases.parts(CASES_A_FILE), 1):
+        text = json.dumps(json.dumps(part, ensure_ascii=False)).replace("<", "\\u003c")
+        script = f"(window.pnpCases ??= []).push(...JSON.parse({text}));\n".encode()
+        name = f"{DATA}/rows-{number:04d}-{hashlib.sha256(script).hexdigest()[:12]}.js"
+        folder.write(name, script)
+        yield name
+
+
+def _meta(outputs: Sequence[Reported], cases: Cases, axes: Sequence[str]) -> dict[str, Any]:
+    """What the page's script must know before it reads a case."""
+    there = {name for one in outputs for name in one.scores}
+    return {
+        "outputs": [one.name for one in outputs],
+        "axes": axes,
+        "scores": [asdict(score) for score in SCORES if score.name in there],
+        "parameters": cases.parameters,
+        "cases": len(cases),
+    }
+
+
+def _template() -> Any:  # noqa: ANN401 - a template of Jinja's
     pages = Environment(
         loader=PackageLoader("pnp_batch.report", "."), autoescape=True, undefined=StrictUndefined
     )
-    page = pages.get_template("page.html").render(
-        uri=output.uri,
-        there=asdict(there),
-        summary=asdict(summary),
-        total=total,
-        shown=min(largest, total),
-        groups=[_shown(output, number, group) for number, group in enumerate(groups)],
-    )
-    output.write(NAME, page.encode())
-    return f"{output.uri}/{NAME}"
+    return pages.get_template("page.html")
 
 
-def _shown(output: Storage, number: int, group: Group) -> dict[str, Any]:
-    """A group as the page wants it; a copy of the guidance image is written beside the page."""
-    name = None
-    if group.source is not None:
-        name = f"sources/{number:04d}.png"
-        buffer = io.BytesIO()
-        group.source.save(buffer, "png")
-        output.write(f"{FOLDER}/{name}", buffer.getvalue())
-    used = [{n: row[n] for n in PARAMETERS if row[n] is not None} for row in group.rows]
-    made = [
-        {**row, "used": own, "picture": _picture(output, row)}
-        for row, own in zip(group.rows, used, strict=True)
-    ]
-    return {"source": name, "image": group.image, "rows": made}
-
-
-def _picture(output: Storage, row: Mapping[str, Any]) -> str | None:
-    """Where the page finds a row's picture; a browser cannot look into shards."""
-    if row["output"] is None:
-        return None
-    if row["member"] is None:
-        return f"../{row['output']}"
-    name = f"pictures/{row['member']}"
-    output.write(f"{FOLDER}/{name}", results.picture(output, row))
-    return name
+def _packaged(name: str) -> str:
+    return (files("pnp_batch.report") / name).read_text("utf-8")

@@ -1,6 +1,7 @@
-"""A scatter plot as SVG: points with names and intervals, and a line through some of them.
+"""A scatter plot as SVG: points with names and intervals, and lines through some of them.
 
-SVG needs no library, stays sharp, and follows the light or dark of the page around it.
+SVG needs no library, stays sharp, and follows the light or dark of the page around it. As a file it
+brings its style; a page that holds it inline has `STYLE` among its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,13 @@ STYLE = (
     ".line{fill:none;stroke:#c2410c;stroke-width:1.5;stroke-dasharray:5 4}"
     "@media (prefers-color-scheme: dark){text{fill:#bbb}}"
 )
+# Of series; of like lightness, and apart for the colour-blind. The points' names tell them too.
+COLOURS = ("#c2410c", "#2563eb", "#0f9d58", "#a855f7", "#b7791f", "#0891b2")
+STYLE += "".join(
+    f".dot.s{n}{{fill:{colour}}}.bar.s{n},.line.s{n}{{stroke:{colour}}}"
+    for n, colour in enumerate(COLOURS)
+)
+LINE, LETTER = 15, 7  # what a name takes: its height, and the width of a letter
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Point:
         x, y: where it is.
         low, high: ends of an interval of y; None for none.
         marked: shown in colour; the line goes through the marked points.
+        left, right: ends of an interval of x; None for none.
+        series: points of one series have one colour and a line through them.
     """
 
     name: str
@@ -37,6 +47,16 @@ class Point:
     low: float | None = None
     high: float | None = None
     marked: bool = False
+    left: float | None = None
+    right: float | None = None
+    series: int | None = None
+
+    @property
+    def colour(self) -> str:
+        """What the style calls its colour."""
+        if self.series is not None:
+            return f" s{self.series % len(COLOURS)}"
+        return " named" if self.marked else ""
 
 
 @dataclass(frozen=True)
@@ -77,22 +97,30 @@ class Axis:
         return [n * step for n in range(first, math.floor(self.high / step) + 1)]
 
 
-def scatter(points: Sequence[Point], x: Axis, y: Axis) -> str:
-    """An SVG document with the points on these axes."""
+def scatter(points: Sequence[Point], x: Axis, y: Axis, *, inline: bool = False) -> str:
+    """An SVG document with the points on these axes, or an element without a style of its own."""
     title = escape(f"{y.title} over {x.title}")
+    style = "" if inline else f"<style>{STYLE}</style>"
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'role="img" aria-label="{title}"><style>{STYLE}</style>'
+        f'role="img" aria-label="{title}">{style}'
     )
-    line = " ".join(
-        "{:.1f},{:.1f}".format(*_place(point, x, y))
-        for point in sorted(points, key=lambda p: p.x)
-        if point.marked
-    )
-    body = [*_axes(x, y), f'<polyline class="line" points="{line}"/>']
+    body = [*_axes(x, y), *_lines(points, x, y)]
     for point in points:
         body += _drawn(point, x, y)
+    body += _named(points, x, y)
     return "\n".join([head, *body, "</svg>\n"])
+
+
+def _lines(points: Sequence[Point], x: Axis, y: Axis) -> Iterator[str]:
+    """A line through the marked points, and one through those of each series."""
+    marked = [point for point in points if point.marked]
+    series = sorted({point.series for point in points if point.series is not None})
+    for own in (marked, *([p for p in points if p.series == number] for number in series)):
+        if len(own) > 1:
+            places = sorted(_place(point, x, y) for point in own)
+            line = " ".join(f"{across:.1f},{up:.1f}" for across, up in places)
+            yield f'<polyline class="line{own[0].colour}" points="{line}"/>'
 
 
 def _place(point: Point, x: Axis, y: Axis) -> tuple[float, float]:
@@ -124,14 +152,34 @@ def _axes(x: Axis, y: Axis) -> Iterator[str]:
 
 def _drawn(point: Point, x: Axis, y: Axis) -> Iterator[str]:
     across, up = _place(point, x, y)
+    bar = f'<line class="bar{point.colour}"'
     if point.low is not None and point.high is not None:
         ends = f'y1="{_up(y, point.low):.1f}" y2="{_up(y, point.high):.1f}"'
-        yield f'<line class="bar" x1="{across:.1f}" x2="{across:.1f}" {ends}/>'
-    kind = "dot named" if point.marked else "dot"
-    yield f'<circle class="{kind}" cx="{across:.1f}" cy="{up:.1f}" r="4.5"/>'
-    right = across < WIDTH - 170
-    side, anchor = (8, "start") if right else (-8, "end")
-    yield (
-        f'<text x="{across + side:.1f}" y="{up - 7:.1f}" text-anchor="{anchor}">'
-        f"{escape(point.name)}</text>"
-    )
+        yield f'{bar} x1="{across:.1f}" x2="{across:.1f}" {ends}/>'
+    if point.left is not None and point.right is not None:
+        ends = f'x1="{_across(x, point.left):.1f}" x2="{_across(x, point.right):.1f}"'
+        yield f'{bar} {ends} y1="{up:.1f}" y2="{up:.1f}"/>'
+    yield f'<circle class="dot{point.colour}" cx="{across:.1f}" cy="{up:.1f}" r="4.5"/>'
+
+
+def _named(points: Sequence[Point], x: Axis, y: Axis) -> Iterator[str]:
+    """The points' names beside them, each where it covers none of those before it."""
+    taken: list[tuple[float, float, float]] = []
+    for point in points:
+        across, up = _place(point, x, y)
+        right = across < WIDTH - 170
+        side, anchor = (8, "start") if right else (-8, "end")
+        wide = LETTER * len(point.name)
+        left = across + side if right else across + side - wide
+        rooms = [(left, left + wide, up + down) for down in (-7, 17, -22, 32, -37, 47)]
+        room = next((room for room in rooms if not _covers(room, taken)), rooms[0])
+        taken.append(room)
+        yield (
+            f'<text x="{across + side:.1f}" y="{room[2]:.1f}" text-anchor="{anchor}">'
+            f"{escape(point.name)}</text>"
+        )
+
+
+def _covers(room: tuple[float, float, float], taken: Sequence[tuple[float, float, float]]) -> bool:
+    left, right, up = room
+    return any(left < end and begin < right and abs(up - at) < LINE for begin, end, at in taken)
