@@ -18,8 +18,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pnp_batch.errors import WrongUsage
 from pnp_batch.clock import now
+from pnp_batch.errors import WrongUsage
 from pnp_batch.report import plot, trade
 from pnp_batch.report.cases import Cases
 from pnp_batch.report.pictures import Pictures
