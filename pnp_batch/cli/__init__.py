@@ -25,6 +25,7 @@ COMMANDS = {
     "validate": "pnp_batch.cli.look",
     "retry": "pnp_batch.cli.run",
     "status": "pnp_batch.cli.look",
+    "evaluate": "pnp_batch.cli.evaluate",
     "report": "pnp_batch.cli.look",
     "gc": "pnp_batch.cli.look",
     "bench": "pnp_batch.cli.bench",
