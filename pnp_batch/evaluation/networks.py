@@ -79,12 +79,15 @@ def find_weights(name: str) -> Network:
 
 
 def _downloaded() -> Path:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from torch import hub
 
     path = Path(hub.get_dir()) / "checkpoints" / SQUEEZENET_URL.rpartition("/")[2]
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            if HF_HUB_OFFLINE:
+                raise OSError("HF_HUB_OFFLINE is set")
+            path.parent.mkdir(parents=True, exist_ok=True)
             hub.download_url_to_file(SQUEEZENET_URL, str(path), "b8a52dc0", progress=False)
         except (OSError, RuntimeError) as error:
             raise InvalidModel(

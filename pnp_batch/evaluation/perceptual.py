@@ -26,6 +26,7 @@ FIRES = {3: (64, 16, 64), 4: (128, 16, 64), 6: (128, 32, 128), 7: (256, 32, 128)
     11: (384, 64, 256),
     12: (512, 64, 256),
 }
+EPS = 1e-8  # where torchmetrics has it
 # LPIPS's own scaling of pixels in -1..1.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
@@ -87,7 +88,7 @@ class Perceptual:
         met = []
         for first, last in pairwise(TAPS):
             x = self._features[first:last](x)
-            met.append(x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10))
+            met.append(x / (x.pow(2).sum(1, keepdim=True) + EPS).sqrt())
         return met
 
 

@@ -19,7 +19,7 @@ from pnp_batch.world.captions import caption
 from pnp_batch.world.drawing import recast
 from pnp_batch.world.spec import COLOURLESS, COLOURS, OBJECTS, RENDITIONS, SCENES, Spec
 
-LONGEST = 1000
+LONGEST = 400
 WORDS = {"object": OBJECTS, "colour": COLOURS, "scene": SCENES, "rendition": RENDITIONS}
 NUMBERS = ("size", "x", "y")
 
@@ -64,7 +64,7 @@ def _spec(text: object) -> Spec:
         raise ValueError("not the JSON of a spec")
     try:
         found: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(found, dict) or found.keys() != fields.keys():
         raise ValueError(f"not a spec, which has {', '.join(fields)}")
