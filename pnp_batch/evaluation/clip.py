@@ -38,6 +38,7 @@ class Clip:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(network.path))
         model = CLIPModel.from_pretrained(str(network.path), dtype=torch.float32)
         self._model: Any = model.eval().requires_grad_(False).to(self._device)
+        self._longest = int(model.config.text_config.max_position_embeddings)
         self._texts: dict[str, torch.Tensor] = {}
 
     def score(self, pairs: Sequence[Pair]) -> list[dict[str, Found]]:
@@ -77,7 +78,9 @@ class Clip:
         if text not in self._texts:
             if len(self._texts) >= TEXTS_KEPT:
                 self._texts.clear()
-            tokens = self._tokenizer([text], truncation=True, return_tensors="pt").to(self._device)
+            tokens = self._tokenizer(
+                [text], truncation=True, max_length=self._longest, return_tensors="pt"
+            ).to(self._device)
             hidden = self._model.text_model(
                 input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
             ).pooler_output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from pnp_batch.evaluation.pair import NO_MASK, NotScored
 from pnp_batch.source import SourcePolicy
 
 PIE_SIDE = 512
+# Many masks are read at a time, but one is decoded: at its limit it takes a gigabyte.
+_decoding = threading.Lock()
 
 
 def mask_of(
@@ -32,20 +35,24 @@ def mask_of(
     if given is None:
         return NO_MASK
     try:
-        image = _opened(given, policy)
+        data, name = _read(given, policy)
+        with _decoding:
+            image = data if isinstance(data, Image.Image) else source.decode(data, policy, name)
+            prepared = source.prepare(image, side, fit)
     except (RowError, ValueError) as error:
         return NotScored(f"column `mask`: {error}")
-    prepared = source.prepare(image, side, fit)
     return np.asarray(prepared.convert("L")) >= 128
 
 
-def _opened(given: object, policy: SourcePolicy) -> Image.Image:
+def _read(given: object, policy: SourcePolicy) -> tuple[bytes | Image.Image, str]:
+    """A mask's file or the mask itself, and what messages call it."""
     if isinstance(given, str):
-        return source.open_image(given, None, policy)
+        given = {"path": given}
     if isinstance(given, Mapping):
-        return source.open_image(given.get("path"), given.get("bytes"), policy)
+        path, data = given.get("path"), given.get("bytes")
+        return (data or source.read_source(path or "", policy)), path or source.EMBEDDED
     if isinstance(given, Sequence):
-        return Image.fromarray(_runs(given)).convert("RGB")
+        return Image.fromarray(_runs(given)).convert("RGB"), ""
     raise ValueError(f"neither a picture nor a list of runs, but {type(given).__name__}")
 
 
