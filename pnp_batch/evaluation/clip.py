@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pnp_batch.evaluation.networks import Network
+from pnp_batch.evaluation.networks import Network, load
 from pnp_batch.evaluation.pair import Found, NotScored, Pair
 
 TEXTS_KEPT = 4096
@@ -36,9 +36,8 @@ class Clip:
         self._device = torch.device(device)
         self._prepare = Preparation(network)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(network.path))
-        model = CLIPModel.from_pretrained(str(network.path), dtype=torch.float32)
-        self._model: Any = model.eval().requires_grad_(False).to(self._device)
-        self._longest = int(model.config.text_config.max_position_embeddings)
+        self._model: Any = load(CLIPModel, network).to(self._device)
+        self._longest = int(self._model.config.text_config.max_position_embeddings)
         self._texts: dict[str, torch.Tensor] = {}
 
     def score(self, pairs: Sequence[Pair]) -> list[dict[str, Found]]:

@@ -63,6 +63,30 @@ def find(name: str) -> Network:
     return Network(name, path, total.hexdigest()[:16])
 
 
+def load(kind: Any, network: Network) -> Any:  # noqa: ANN401 - transformers has no types here
+    """A network's model of a class of transformers, in float32 and for inference only.
+
+    Raises:
+        InvalidModel: its folder holds another kind of model.
+    """
+    import torch
+
+    hint = "name a folder or hub id of the right kind, in transformers format"
+    try:
+        model, info = kind.from_pretrained(
+            str(network.path), dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InvalidModel(
+            f"{network.name}: no {kind.__name__} could be loaded: {error}", hint
+        ) from error
+    # Weights that are missing would be random; the pooler of a ViT is not used.
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise InvalidModel(f"{network.name}: no {kind.__name__}, it lacks {missing[0]}", hint)
+    return model.eval().requires_grad_(False)
+
+
 def find_weights(name: str) -> Network:
     """Finds SqueezeNet's weights for LPIPS: `squeezenet1_1`, or a file of this machine.
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pnp_batch.errors import InvalidModel
-from pnp_batch.evaluation.networks import Network
+from pnp_batch.evaluation.networks import Network, load
 from pnp_batch.evaluation.pair import Found, NotScored, Pair, pixels
 
 KEYS = ("key", "k_proj")  # what transformers calls the projection, by model and version
@@ -31,13 +31,13 @@ class Structure:
     scores = ("structure_distance",)
 
     def __init__(self, network: Network, device: str = "cpu") -> None:
-        from transformers import AutoModel, CLIPVisionModel
+        from transformers import AutoModel, CLIPModel
 
         config = network.config("config.json")
         self._device = torch.device(device)
-        kind = CLIPVisionModel if config.get("model_type") == "clip" else AutoModel
-        model = kind.from_pretrained(str(network.path), dtype=torch.float32)
-        self._model: Any = model.eval().requires_grad_(False).to(self._device)
+        is_clip = config.get("model_type") == "clip"
+        model = load(CLIPModel, network).vision_model if is_clip else load(AutoModel, network)
+        self._model: Any = model.to(self._device)
         named = [m for name, m in model.named_modules() if name.rpartition(".")[2] in KEYS]
         if not named:
             raise InvalidModel(

@@ -106,10 +106,12 @@ def test_clip_says_why_it_has_no_score(clip):
 
 def similarities(model, normalised):
     """Cosines of the last layer's keys, computed from that layer's input, token by token."""
+    met = []
+    block = [module for module in model.modules() if hasattr(module, "layernorm_before")][-1]
+    block.layernorm_before.register_forward_pre_hook(lambda module, args: met.append(args[0]))
     with torch.no_grad():
-        hidden = model(pixel_values=normalised, output_hidden_states=True).hidden_states[-2]
-        layer = list(model.modules())
-        block = [m for m in layer if hasattr(m, "layernorm_before")][-1]
+        model(pixel_values=normalised)
+        hidden = met[0]
         projection = [m for n, m in block.named_modules() if n.endswith(("key", "k_proj"))][-1]
         keys = (block.layernorm_before(hidden) @ projection.weight.T + projection.bias)[0]
     keys = keys.double().numpy()
@@ -150,6 +152,11 @@ def test_structure_distance_is_the_mean_squared_difference_of_key_similarities(v
     assert found[0].shape == (10, 10)  # nine patches and the class token
     assert expected > 1e-4
     assert scores["structure_distance"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_networks_of_another_kind_are_refused(clip, vit):
+    with pytest.raises(InvalidModel, match="no CLIPModel"):
+        Clip(find(str(vit)))
 
 
 def test_structure_distance_of_a_picture_and_itself_is_zero_and_without_one_none(vit):
