@@ -83,3 +83,5 @@ SCORES = (
     Score("world_rendition", "rendition", HIGHER, TEXT, "drawn pictures: drawn as was asked for"),
 )
 BY_NAME = {score.name: score for score in SCORES}
+SCORED_WITH = "scored_with"
+"""The column with the keys of the measures that a row has been scored with."""

@@ -71,10 +71,10 @@ FLOORS = (
         *("diffusion.sampling", "diffusion.tuning"),
     ),
     ("methods",),
-    ("origins", "engine", "translator", "sink", "job"),
+    ("origins", "engine", "translator", "sink", "job", "evaluation", "summary"),
     (
         *("cluster", "control", "stages", "execution", "resources", "translation", "pipeline"),
-        *("progress", "report"),
+        *("progress", "scoring", "evaluate", "report"),
     ),
     (
         *("validate", "status", "gc", "dataset", "plan", "bench", "doctor"),
@@ -86,7 +86,7 @@ ORDER = {part: (floor, n) for floor, parts in enumerate(FLOORS) for n, part in e
 LIGHT = {*FLOORS[0], "flops", "building"}
 MAY_IMPORT_RAY = {
     *("cluster", "control", "stages", "execution", "resources", "translation", "pipeline"),
-    *("progress", "submit"),
+    *("progress", "scoring", "submit"),
 }
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "ray"}
 # What a command needs only once it works: help is there at once without.

@@ -27,6 +27,7 @@ COMMANDS = {
     "status": "pnp_batch.cli.look",
     "inspect": "pnp_batch.cli.inspect",
     "report": "pnp_batch.cli.report",
+    "evaluate": "pnp_batch.cli.evaluate",
     "gc": "pnp_batch.cli.look",
     "dataset": "pnp_batch.cli.dataset",
     "provenance": "pnp_batch.cli.provenance",

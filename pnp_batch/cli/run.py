@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pnp_batch.cli.evaluate import evaluated, lines
 from pnp_batch.cli.last_words import last_words
 from pnp_batch.cli.options import answer, common, configured, failures, job
 from pnp_batch.clock import duration
@@ -38,14 +39,20 @@ def retry(output: str, as_json: bool) -> int:
 @click.option("--output", default="pnp-batch-demo", show_default=True, help="Where it writes.")
 @common
 def demo(output: str, as_json: bool) -> int:
-    """Translate eight embedded pictures with the embedded model, and show them."""
+    """Translate eight embedded pictures with the embedded model, score them, and show them."""
+    from pnp_batch import cluster
     from pnp_batch.demo import demo_config
+    from pnp_batch.evaluate import Settings
     from pnp_batch.report.page import write_report
     from pnp_batch.report.sheet import write_sheet
 
     job_config = demo_config(output)
-    code = _translate(job_config, as_json=as_json, next_command=not as_json)
-    if code == 0:
+    with cluster.connected(job_config.address, job_config.workers):  # one Ray for both
+        code = _translate(job_config, as_json=as_json, next_command=not as_json)
+        found = evaluated(job_config.output, Settings()) if code == 0 else None
+    if found:
+        for line in lines(found.tables[0], found.tables[0].lines):
+            click.echo(line, err=as_json)
         for made in (write_sheet(job_config), write_report(job_config.output)):
             click.echo(f"look at {made}", err=as_json)
     return code

@@ -109,8 +109,8 @@ def true_targets(pairs: Sequence[Case]) -> list[Drawing]:
 
 
 def rows(pairs: Sequence[Case]) -> Iterator[dict[str, object]]:
-    """The pairs as rows of a manifest: row_id, image, prompt."""
-    from pnp_batch.world.samples import row
+    """The pairs as rows of a manifest, with all of `samples.SCHEMA`."""
+    from pnp_batch.world.samples import scored_row
 
     for pair in pairs:
-        yield row(pair.name, pair.source, [pair.prompt])
+        yield scored_row(pair.name, pair.source, [pair.prompt], pair.kind)
