@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import Any
 
 import click
@@ -81,7 +80,7 @@ def inspect(
     wanted = Wanted(layers, times, prompt, config.sampling, config.resolution, config.fit)
 
     def begin(image: str) -> None:
-        click.echo(f"inverting {PurePath(image).name!r}", err=True)
+        click.echo(f"inverting {image!r}", err=True)
 
     found = inspect_files(images, wanted, config, begin)
     lines = []
@@ -89,6 +88,6 @@ def inspect(
         for m in found[kind]:
             shares = " + ".join(f"{100 * share:.0f}" for share in m["explained_variance"])
             where = f"t {m['timestep']}, layer {m['layer']}, {m['height']} x {m['width']}"
-            of = f" of {images[m['image']]}" if "image" in m else ""
+            of = f" of {found['images'][m['image']]}" if "image" in m else ""
             lines.append(f"{kind.replace('_', '-')}{of}: {where}: {shares} % of the variance")
     answer("\n".join([*lines, f"look at {found['picture']}"]), found, as_json=as_json)

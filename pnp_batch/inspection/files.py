@@ -19,6 +19,7 @@ from pnp_batch.inspection.sheet import draw_sheet
 from pnp_batch.job import policy
 from pnp_batch.models import StableDiffusion, find
 from pnp_batch.source import SourcePolicy
+from pnp_batch.source.policy import shown as shown_uri
 from pnp_batch.storage import Storage, absolute
 
 
@@ -40,7 +41,7 @@ def inspect_files(
         images: paths, or URIs as a manifest may hold them.
         wanted: what to look at.
         config: model, device, dtype, output, and the limits on images; the rest does not count.
-        begin: called with each image's URI before it is inverted.
+        begin: called with each image's name before it is inverted.
 
     Raises:
         JobError: an image, the output or the model cannot be used.
@@ -51,10 +52,11 @@ def inspect_files(
     opened = [_opened(image, allowed) for image in images]
     device, dtype = _device(config)
     model = StableDiffusion(find(config.model, config.revision), device, dtype)
-    found = inspect(model, opened, wanted, lambda number: begin(images[number]))
+    shown = [shown_uri(image) for image in images]
+    names = [posixpath.basename(image) for image in shown]
+    found = inspect(model, opened, wanted, lambda number: begin(names[number]))
     folder, name = posixpath.split(absolute(config.output))
-    sheet = draw_sheet(found, [posixpath.basename(image) for image in images])
-    Storage(folder).write(name, source.encode(sheet, "png"))
+    Storage(folder).write(name, source.encode(draw_sheet(found, names), "png"))
     return {
         "picture": absolute(config.output),
         "model": config.model,
@@ -63,7 +65,7 @@ def inspect_files(
         "resolution": found.pictures[0].width,
         "steps": wanted.sampling.steps,
         "prompt": wanted.prompt,
-        "images": list(images),
+        "images": shown,
         **_numbers(found),
     }
 
