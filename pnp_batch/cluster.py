@@ -152,6 +152,15 @@ def cores() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1.0)) - SPARE_CPUS)
 
 
+def threads(workers: int) -> int:
+    """Threads of each of so many actors that compute on CPUs.
+
+    One core is left to what reads, writes and watches: threads that wait for one of theirs that has
+    lost its core take several times as long.
+    """
+    return max(1, (cores() - 1) // workers)
+
+
 def gpus() -> float:
     """GPUs of the connected cluster."""
     return float(ray.cluster_resources().get("GPU", 0.0))

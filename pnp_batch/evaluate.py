@@ -161,7 +161,7 @@ def _score(
         raise NoGpu("--device cuda, but the cluster has no GPU", "use --device cpu")
     workers = min(settings.workers or max(1, available), len(unscored))
     device = "cuda" if on_gpu else "cpu" if settings.device == "auto" else settings.device
-    threads = max(1, cluster.cores() // workers)
+    threads = cluster.threads(workers)
     work = replace(work, device=device, threads=threads)
     with Execution(Evaluation(work, unscored, workers, 1.0 if on_gpu else 0.0)) as execution:
         watched(execution, unscored)

@@ -37,8 +37,7 @@ class Resources:
     Attributes:
         workers: actors that each hold the model.
         gpus_per_worker: share of a GPU that each has, 0 on a CPU.
-        threads: of each, on a CPU. One core is left to what reads, writes and watches: threads that
-            wait for one that has lost its core take several times as long.
+        threads: of each, on a CPU.
         batch_size: rows of a UNet batch.
     """
 
@@ -94,7 +93,7 @@ def resources(job: Job) -> Resources:
         dtype="float32" if dtype == "auto" else dtype,
         workers=workers,
         gpus_per_worker=share,
-        threads=max(1, (cluster.cores() - 1) // workers),
+        threads=cluster.threads(workers),
         batch_size=batch_size or DEFAULT_BATCH_SIZE,
     )
 
