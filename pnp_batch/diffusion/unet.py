@@ -19,7 +19,7 @@ class UNet:
         self.module: Any = module.eval().requires_grad_(False)
         self.sites: Sites = find_sites(module)
         self.evaluations = 0  # rows begun, guidance rows that stop early among them
-        self.watch = Stopwatch(self.module.device)
+        self.watch = Stopwatch(next(module.parameters()).device)
 
     def __call__(self, x: torch.Tensor, t: int, text: torch.Tensor) -> torch.Tensor:
         """Predicts from latents (B, C, h, w) at timestep `t` and text (B, tokens, D)."""

@@ -114,12 +114,12 @@ class StableDiffusion:
             pixels = self.vae.decode(scaled).sample[0].float()
         finite = torch.isfinite(pixels).all()
         levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
-        on_host = tuple(part.to("cpu", non_blocking=True) for part in (levels, finite))
-        if self.device.type != "cuda":
-            return Decoding(*on_host)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return Decoding(*on_host, arrived)
+        levels, finite = (part.to("cpu", non_blocking=True) for part in (levels, finite))
+        arrived = None
+        if self.device.type == "cuda":
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return Decoding(levels, finite, arrived)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from pnp_batch import record
-from pnp_batch.record import duration
+from pnp_batch.clock import duration
 from pnp_batch.report.cost import Spent, spent
 from pnp_batch.report.reported import Reported
 
