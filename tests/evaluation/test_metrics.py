@@ -247,7 +247,7 @@ def psnr(a, b):
 
 
 def ssim(a, b):
-    """Wang et al. 2004: an 11 x 11 Gaussian window of sigma 1.5 around every pixel, rim mirrored."""
+    """Wang et al. 2004: an 11 x 11 Gaussian window of sigma 1.5 around every pixel."""
     offsets = np.arange(11) - 5
     window = np.exp(-(offsets**2) / (2 * 1.5**2))
     window = np.outer(window, window)[..., None] / window.sum() ** 2
