@@ -22,7 +22,7 @@ METHOD = "method"
 FAMILIES = ("prompt_family", "editing_type", "kind")
 PROMPT, MOST_PROMPTS = "prompt", 24
 # With more values a bootstrap of their mean shows nothing but the normal distribution, slowly.
-MOST_RESAMPLED = 5000
+MOST_RESAMPLED = 2000
 Z = 1.959964  # of 95 %
 
 

@@ -37,6 +37,7 @@ class Pixels:
 
 def compared(one: torch.Tensor, other: torch.Tensor) -> dict[str, Found]:
     """PSNR and SSIM of two pictures (1, 3, h, w) in 0..1; SSIM's window is Gaussian, sigma 1.5."""
+    one, other = one.double(), other.double()  # of flat regions float32 leaves little variance
     similar = ssim(one, other, data_range=1.0)
     assert isinstance(similar, torch.Tensor)  # a tuple only where the whole map is asked for
     return {

@@ -21,7 +21,7 @@ from pnp_batch.evaluation.networks import find, find_weights
 from pnp_batch.evaluation.perceptual import Perceptual
 from pnp_batch.evaluation.pixels import Pixels
 from pnp_batch.evaluation.structure import Structure
-from pnp_batch.world import benchmark, draw
+from pnp_batch.world import benchmark
 from pnp_batch.world.case import as_json
 from tests.evaluation.conftest import FIRES, MEAN, STD, pair, picture
 
@@ -83,8 +83,8 @@ def test_clip_scores_of_a_pair_do_not_depend_on_its_neighbours(clip):
         (alone,) = scorer.score([one])
         assert found.keys() == alone.keys()
         for name in found:
-            same = alone[name] if isinstance(alone[name], NotScored) else pytest.approx(alone[name])
-            assert found[name] == same
+            none = isinstance(alone[name], NotScored)
+            assert found[name] == (alone[name] if none else pytest.approx(alone[name], abs=1e-5))
 
 
 def test_clip_says_why_it_has_no_score(clip):
@@ -247,15 +247,16 @@ def psnr(a, b):
 
 
 def ssim(a, b):
-    """Wang et al. 2004, window by window: an 11 x 11 Gaussian of sigma 1.5 around every pixel."""
+    """Wang et al. 2004: an 11 x 11 Gaussian window of sigma 1.5 around every pixel."""
     offsets = np.arange(11) - 5
     window = np.exp(-(offsets**2) / (2 * 1.5**2))
     window = np.outer(window, window)[..., None] / window.sum() ** 2
     side = len(a)
+    a, b = (np.pad(image, ((5, 5), (5, 5), (0, 0)), mode="reflect") for image in (a, b))
     found = []
-    for y in range(5, side - 5):  # windows that lie inside
-        for x in range(5, side - 5):
-            p, q = (image[y - 5 : y + 6, x - 5 : x + 6] for image in (a, b))
+    for y in range(side):
+        for x in range(side):
+            p, q = (image[y : y + 11, x : x + 11] for image in (a, b))
             mp, mq = (window * p).sum((0, 1)), (window * q).sum((0, 1))
             vp, vq = ((window * c * c).sum((0, 1)) - m * m for c, m in ((p, mp), (q, mq)))
             cov = (window * p * q).sum((0, 1)) - mp * mq
@@ -270,7 +271,7 @@ def test_pixel_scores(clip):
     (found,) = Pixels().score([one])
     a, b = values(one.output), values(one.source)
     assert found["psnr"] == pytest.approx(psnr(a, b), rel=1e-5)
-    assert found["ssim"] == pytest.approx(ssim(a, b), rel=1e-3)
+    assert found["ssim"] == pytest.approx(ssim(a, b), rel=1e-5)
     edges = [np.hypot(*np.gradient(image.mean(-1))) for image in (a, b)]
     blurred = []
     for edge in edges:
@@ -284,7 +285,7 @@ def test_pixel_scores(clip):
 def test_equal_pictures_have_no_psnr_and_say_why():
     (found,) = Pixels().score([pair(source=picture(1))])
     assert "infinite" in found["psnr"].reason
-    assert found["ssim"] == pytest.approx(1)
+    assert found["ssim"] == pytest.approx(1, abs=1e-9)
     (none,) = Pixels().score([pair(source=GONE)])
     assert set(none.values()) == {GONE}
 
@@ -294,7 +295,7 @@ def test_background_scores_compare_what_is_left_outside_the_mask(squeezenet, pub
     (found,) = Background(Perceptual(find_weights(str(squeezenet)))).score([one])
     a, b = (values(image) * ~MASK[..., None] for image in (one.output, one.source))
     assert found["background_psnr"] == pytest.approx(psnr(a, b), rel=1e-5)
-    assert found["background_ssim"] == pytest.approx(ssim(a, b), rel=1e-3)
+    assert found["background_ssim"] == pytest.approx(ssim(a, b), rel=1e-5)
     assert found["background_mse"] == pytest.approx(((a - b) ** 2).mean(), rel=1e-5)
     state = torch.load(squeezenet, weights_only=True)
     black = [np.where(MASK[..., None], 0, np.asarray(i)) for i in (one.output, one.source)]
@@ -320,16 +321,6 @@ def test_background_scores_say_why_they_are_none():
 
 
 # --- drawn pictures
-
-
-def test_true_targets_get_full_marks_and_sources_do_not():
-    case = benchmark.case(1)  # another scene
-    true, source = draw(case.target).image, draw(case.source).image
-    given = {"prompt": case.prompt, "world": as_json(case.source)}
-    good, bad = Drawn().score([pair(output=true, **given), pair(output=source, **given)])
-    assert good["world_scene"] == good["world_colour"] == good["world_rendition"] == 1
-    assert good["world_mask_iou"] > 0.8
-    assert (bad["world_scene"], bad["world_rendition"]) == (0, 1)
 
 
 def test_other_pictures_are_no_drawn_ones():

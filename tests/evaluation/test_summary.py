@@ -56,7 +56,7 @@ def test_groups_have_the_means_of_their_rows(output):
 def test_intervals_are_those_of_a_bootstrap(output):
     values = np.random.default_rng(4).exponential(1.0, 50)
     rng = np.random.default_rng(99)
-    means = [rng.choice(values, len(values)).mean() for _ in range(20_000)]
+    means = rng.choice(values, (20_000, len(values))).mean(1)
     found = estimate(values)
     assert found.mean == pytest.approx(values.mean())
     assert [found.low, found.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), rel=0.03)
@@ -65,9 +65,9 @@ def test_intervals_are_those_of_a_bootstrap(output):
 
 
 def test_intervals_of_very_many_values_go_on_where_the_bootstrap_ends():
-    values = np.random.default_rng(5).exponential(1.0, 5001)
-    many, fewer = estimate(values), estimate(values[:5000])
-    assert [many.low, many.high] == pytest.approx([fewer.low, fewer.high], abs=2e-3)
+    values = np.random.default_rng(5).exponential(1.0, 2001)
+    many, fewer = estimate(values), estimate(values[:2000])
+    assert [many.low, many.high] == pytest.approx([fewer.low, fewer.high], abs=4e-3)
 
 
 def test_rows_are_told_apart_by_any_plain_column(output):
