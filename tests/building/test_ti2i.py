@@ -145,7 +145,7 @@ def test_an_image_of_another_folder_is_no_stand_in(shell, draw, tmp_path):
         (f"- source_prompt: p\n  ddim_steps: {2**64}\n  target_prompts: [x]", "ddim_steps is out"),
         ('- source_prompt: "\\ud800"\n  target_prompts: [x]', "source_prompt holds half"),
         ("- init_img: a.png\n  target_prompts: !!python/object/apply:os.system [x]", "not valid"),
-        ("[" * 1200, "not valid YAML"),
+        ("[" * 500, "not valid YAML"),
     ],
 )  # fmt: skip
 def test_what_is_no_benchmark_is_refused_by_entry(shell, draw, tmp_path, text, told):
