@@ -46,7 +46,7 @@ class Page(HTMLParser):
         if self._in_script:
             self.data += data
         else:
-            self.words += data
+            self.words += data + " "
 
 
 def page(folder: Storage) -> Page:
