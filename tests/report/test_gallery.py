@@ -47,11 +47,11 @@ class Reader:
         return self.browser.execute_script(script)
 
     def waits(self, for_ids: list[str]) -> None:
-        seconds = WebDriverWait(self.browser, 10, 0.02)
+        seconds = WebDriverWait(self.browser, 30, 0.02)
         seconds.until(lambda _: self.ids == for_ids, f"{for_ids}, not {self.ids}")
 
     def until(self, true) -> None:
-        WebDriverWait(self.browser, 10, 0.02).until(lambda _: true())
+        WebDriverWait(self.browser, 30, 0.02).until(lambda _: true())
 
     def chooses(self, name: str, words: str) -> None:
         Select(self.one(f"[name={name}]")).select_by_visible_text(words)
