@@ -14,8 +14,12 @@ window.pnpElements = (() => {
     return element;
   }
 
-  function picture(place, alt, small, lazy = true) {
-    return make("img", { src: place, alt, class: small ? "small" : null, loading: lazy ? "lazy" : null, decoding: "async" });
+  // Where a full picture is not there any more, as its report was moved, its small copy stands in.
+  function picture(place, alt, small, { lazy = true, otherwise = null } = {}) {
+    const instead = (event) => {
+      if (otherwise && !event.target.src.endsWith(otherwise)) event.target.src = otherwise;
+    };
+    return make("img", { onerror: instead, src: place, alt, class: small ? "small" : null, loading: lazy ? "lazy" : null, decoding: "async" });
   }
 
   function absent(words, failed = false) {
@@ -24,9 +28,8 @@ window.pnpElements = (() => {
 
   // Two pictures over one another; a range input, which fingers, mice and keys know, parts them.
   function slider(before, after, lazy = true) {
-    const box = make("div", { class: "compare" },
-      picture(after.place, after.alt, after.small, lazy), picture(before.place, before.alt, before.small, lazy),
-      make("span", { class: "handle", "aria-hidden": "true" }));
+    const [below, above] = [after, before].map((one) => picture(one.place, one.alt, one.small, { lazy, otherwise: one.otherwise }));
+    const box = make("div", { class: "compare" }, below, above, make("span", { class: "handle", "aria-hidden": "true" }));
     const range = make("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": `Before and after: ${before.name} up to here, then ${after.name}` });
     const put = () => {
       box.style.setProperty("--at", `${range.value}%`);

@@ -29,10 +29,10 @@
 
   function views(one, large) {
     const all = [];
-    if (one.source) all.push({ name: "guidance image", alt: "guidance image", small: one.small, place: (large && one.source_full) || one.source });
+    if (one.source) all.push({ name: "guidance image", alt: "guidance image", small: one.small, place: (large && one.source_full) || one.source, otherwise: one.source });
     for (const made of one.made) {
       const place = (large && made.full) || made.thumb;
-      if (place) all.push({ name: titled(made), alt: `${titled(made)}: ${one.prompt}`, small: made.small, place, made });
+      if (place) all.push({ name: titled(made), alt: `${titled(made)}: ${one.prompt}`, small: made.small, place, otherwise: made.thumb, made });
     }
     return all;
   }
@@ -126,7 +126,7 @@
   function comparison(one) {
     const all = views(one, true);
     if (!all.length) return absent(one.made[0]?.kind ?? "no picture", one.made[0]?.status !== "ok");
-    if (all.length === 1) return make("div", { class: "stage" }, picture(all[0].place, all[0].alt, all[0].small, false));
+    if (all.length === 1) return make("div", { class: "stage" }, picture(all[0].place, all[0].alt, all[0].small, { lazy: false, otherwise: all[0].otherwise }));
     const stage = make("div", { class: "stage" });
     const pick = (label, chosen) => make("label", {}, label, " ", make("select", { onchange: () => put() }, ...all.map((view, n) => make("option", { value: n, selected: n === chosen }, view.name))));
     const left = pick("left", 0), right = pick("right", 1);
@@ -272,6 +272,7 @@
 
   prepare();
   filters.addEventListener("input", changed);
+  filters.addEventListener("change", changed);
   filters.addEventListener("submit", (event) => event.preventDefault());
   filters.addEventListener("reset", (event) => {
     event.preventDefault();
@@ -280,6 +281,9 @@
   dialog.addEventListener("cancel", (event) => {
     event.preventDefault();
     go({ row: "" });
+  });
+  dialog.addEventListener("close", () => {
+    if (state.row) go({ row: "" }); // a second Escape closes whatever the page says
   });
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog) go({ row: "" });

@@ -46,7 +46,7 @@ class Page(HTMLParser):
         if self._in_script:
             self.data += data
         else:
-            self.words += data
+            self.words += data + " "
 
 
 def page(folder: Storage) -> Page:
@@ -237,7 +237,7 @@ def test_scores_have_means_with_intervals_and_a_plot(tmp_path):
     ]
     folder = report(written(tmp_path, rows, scored=True))
     found = page(folder)
-    assert "copy 3 0.21 0.2 to 0.22 0.02 0 to 0.04 –" in found.words
+    assert "copy 3 0.21 0.2 to 0.22 0.02 0 to 0.04" in found.words
     assert "sdedit strength 0.5 3" in found.words
     assert "sdedit strength 0.75 3" in found.words
     assert found.tags.count("circle") == 3
