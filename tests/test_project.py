@@ -66,7 +66,7 @@ FLOORS = (
     ),
     ("flops", "world", "source", "provenance", "building", "models", "latents"),
     (
-        *("diffusion.schedule", "diffusion.sites", "diffusion.unet"),
+        *("diffusion.schedule", "diffusion.sites", "diffusion.stopwatch", "diffusion.unet"),
         *("diffusion.attention", "diffusion.injection", "diffusion.inversion"),
         *("diffusion.sampling", "diffusion.tuning"),
     ),

@@ -8,7 +8,6 @@ import click
 
 from pnp_batch.cli.options import answer, common
 from pnp_batch.errors import InvalidConfig
-from pnp_batch.storage import Storage
 
 
 @click.command()
@@ -36,6 +35,8 @@ def _printable(value: object) -> str:
 
 
 def _bytes(file: str) -> bytes:
+    from pnp_batch.storage import Storage
+
     folder, _, name = file.rpartition("/")
     data = Storage(folder or ("/" if file.startswith("/") else ".")).read_if_there(name)
     if data is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pnp_batch.world.benchmark import Case, cases
 from pnp_batch.world.captions import caption
 from pnp_batch.world.case import as_json, case_of, may_change
 from pnp_batch.world.drawing import draw, recast
@@ -144,11 +145,15 @@ def write(rows: Iterable[dict[str, object]], path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), path)
 
 
+def benchmark_rows(pairs: Iterable[Case]) -> Iterator[dict[str, object]]:
+    """Pairs of the held-out benchmark as rows with all columns of `SCHEMA`."""
+    for pair in pairs:
+        yield scored_row(pair.name, pair.source, [pair.prompt], pair.kind)
+
+
 def benchmark_manifest(path: Path, pairs: int) -> None:
     """Writes the first pairs of the held-out benchmark as a manifest, one row each."""
-    from pnp_batch.world import benchmark
-
-    write(benchmark.rows(benchmark.cases(pairs)), path)
+    write(benchmark_rows(cases(pairs)), path)
 
 
 def shown_rows() -> list[dict[str, object]]:

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pnp_batch.world import Spec, caption, draw
+from pnp_batch.world import caption
+from pnp_batch.world.case import case_of, may_change
 from tests import pictures
 
 
@@ -139,17 +140,13 @@ def test_the_picture_world(shell):
     rows = shell.build("world", "--pairs", "3")
     assert len(rows) == 3
     for row in rows:
-        source = Spec(**json.loads(row["world"]))
-        assert row["source_prompt"] == caption(source)
+        case = case_of(row["world"], row["prompt"][0])
+        assert row["source_caption"] == caption(case.source)
         mask = np.asarray(Image.open(io.BytesIO(row["mask"]["bytes"])).convert("L")) > 127
-        assert (mask == draw_mask(source)).all()
+        assert (mask == may_change(case)).all()
     output = shell.folder / "m.jsonl"
     said = shell.run("manifest", "world", "--pairs", "1", "--output", output, code=4)
     assert "jsonl cannot hold the column 'image'" in said
-
-
-def draw_mask(source):
-    return draw(source).mask
 
 
 def test_building_imports_neither_torch_nor_ray(shell, draw):

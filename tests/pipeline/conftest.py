@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ from tests import tiny
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
@@ -92,3 +94,10 @@ def pixels(output: str, row: dict[str, Any]) -> np.ndarray:
     """The pixels of a row's image, as signed numbers."""
     with Image.open(io.BytesIO(Storage(output).read(row["output"]))) as image:
         return np.asarray(image.convert("RGB")).astype(int)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test of this folder runs jobs on Ray."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.ray)

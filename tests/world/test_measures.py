@@ -9,7 +9,7 @@ from pnp_batch.evaluation import Pair
 from pnp_batch.evaluation.drawn import Drawn
 from pnp_batch.evaluation.pair import NO_SOURCE
 from pnp_batch.training import data
-from pnp_batch.world import benchmark, compare, draw, measures, random_spec
+from pnp_batch.world import benchmark, compare, draw, measures, random_spec, samples
 from pnp_batch.world.case import as_json
 from pnp_batch.world.drawing import recast
 
@@ -97,7 +97,7 @@ def test_true_targets_score_high_and_sources_do_not():
 
 
 def test_the_benchmark_as_a_manifest():
-    rows = list(benchmark.rows(benchmark.cases(2)))
+    rows = list(samples.benchmark_rows(benchmark.cases(2)))
     assert rows[0]["prompt"] == [benchmark.case(0).prompt]
 
 
