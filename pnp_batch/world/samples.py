@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pnp_batch.world import benchmark
+from pnp_batch.world.benchmark import Case
 from pnp_batch.world.captions import caption
 from pnp_batch.world.case import as_json, case_of, may_change
 from pnp_batch.world.drawing import draw, recast
@@ -146,9 +148,13 @@ def write(rows: Iterable[dict[str, object]], path: Path) -> None:
 
 def benchmark_manifest(path: Path, pairs: int) -> None:
     """Writes the first pairs of the held-out benchmark as a manifest, one row each."""
-    from pnp_batch.world import benchmark
+    write(rows_of(benchmark.cases(pairs)), path)
 
-    write(benchmark.rows(benchmark.cases(pairs)), path)
+
+def rows_of(cases: Iterable[Case]) -> Iterator[dict[str, object]]:
+    """The pairs of a benchmark as rows of a manifest."""
+    for case in cases:
+        yield scored_row(case.name, case.source, [case.prompt], case.kind)
 
 
 def shown_rows() -> list[dict[str, object]]:
