@@ -9,7 +9,7 @@ from pnp_batch.evaluation import Pair
 from pnp_batch.evaluation.drawn import Drawn
 from pnp_batch.evaluation.pair import NO_SOURCE
 from pnp_batch.training import data
-from pnp_batch.world import benchmark, compare, draw, measures, random_spec
+from pnp_batch.world import benchmark, compare, draw, measures, random_spec, samples
 from pnp_batch.world.case import as_json
 from pnp_batch.world.drawing import recast
 
