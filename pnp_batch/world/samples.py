@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pnp_batch.world.benchmark import Case, cases
+from pnp_batch.world import benchmark
+from pnp_batch.world.benchmark import Case
 from pnp_batch.world.captions import caption
 from pnp_batch.world.case import as_json, case_of, may_change
 from pnp_batch.world.drawing import draw, recast
@@ -145,15 +146,15 @@ def write(rows: Iterable[dict[str, object]], path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), path)
 
 
-def benchmark_rows(pairs: Iterable[Case]) -> Iterator[dict[str, object]]:
-    """Pairs of the held-out benchmark as rows with all columns of `SCHEMA`."""
-    for pair in pairs:
-        yield scored_row(pair.name, pair.source, [pair.prompt], pair.kind)
-
-
 def benchmark_manifest(path: Path, pairs: int) -> None:
     """Writes the first pairs of the held-out benchmark as a manifest, one row each."""
-    write(benchmark_rows(cases(pairs)), path)
+    write(rows_of(benchmark.cases(pairs)), path)
+
+
+def rows_of(cases: Iterable[Case]) -> Iterator[dict[str, object]]:
+    """The pairs of a benchmark as rows of a manifest."""
+    for case in cases:
+        yield scored_row(case.name, case.source, [case.prompt], case.kind)
 
 
 def shown_rows() -> list[dict[str, object]]:

@@ -121,7 +121,12 @@ def test_demo_translates_its_pictures_and_draws_them(
     assert len(rows) == 16
     assert {row["status"] for row in rows.values()} == {"ok"}
     assert len(list((output / "latents").rglob("*.safetensors"))) == 8
+    for row in rows.values():
+        assert row["structure_distance"] > 0
+        assert isinstance(row["clip_direction"], float)
+        assert isinstance(row["world_rendition"], float)
     told = capsys.readouterr().out
+    assert "pnp (16 rows)" in told
     assert "contact-sheet.png" in told
     assert "report/index.html" in told
     assert len(list((output / "report/thumbs").rglob("*.webp"))) == 8 + 16

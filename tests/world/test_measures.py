@@ -97,7 +97,7 @@ def test_true_targets_score_high_and_sources_do_not():
 
 
 def test_the_benchmark_as_a_manifest():
-    rows = list(samples.benchmark_rows(benchmark.cases(2)))
+    rows = list(samples.rows_of(benchmark.cases(2)))
     assert rows[0]["prompt"] == [benchmark.case(0).prompt]
 
 
