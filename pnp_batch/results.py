@@ -112,15 +112,16 @@ def picture(storage: Storage, row: Mapping[str, Any]) -> bytes:
 
     Args:
         storage: the output.
-        row: its `output` and `member`.
+        row: its `output`, and `member` where it has one.
 
     Raises:
         FileNotFoundError: it is gone.
         StorageUnavailable: it cannot be read.
     """
-    if row["member"] is None:
+    member = row.get("member")
+    if member is None:
         return storage.read(row["output"])
-    return shards.read(storage, row["output"], row["member"])
+    return shards.read(storage, row["output"], member)
 
 
 def settle(storage: Storage) -> None:
