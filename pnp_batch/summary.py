@@ -86,7 +86,8 @@ def tables(output: Storage, by: str | None = None) -> Iterator[Table]:
     rows = results.read(output, list(dict.fromkeys(["status", METHOD, column, *scored])))
     rows = rows.filter(pc.equal(rows["status"], results.OK))
     yield Table(METHOD, tuple(_lines(rows, METHOD, scored)))
-    few = len(rows[column].unique()) <= min(MOST_PROMPTS, len(rows) // 2)
+    most = MOST_PROMPTS if column != PROMPT else min(MOST_PROMPTS, len(rows) // 2)
+    few = len(rows[column].unique()) <= most
     if column != METHOD and (by is not None or few):
         yield Table(column, tuple(_lines(rows, column, scored)))
 
