@@ -108,7 +108,7 @@ def _gflop(cases: Sequence[benchmark.Case], settings: Mapping[str, Any]) -> floa
     """Counted, of an image."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "manifest.parquet"
-        samples.write(benchmark.rows(cases), path)
+        samples.write(samples.rows_of(cases), path)
         job = RunConfig(str(path), f"{name}/output", device="cpu", **settings)
         return 1e3 * plan(job).tflop / len(cases)
 

@@ -7,7 +7,7 @@ source picture, a prompt in the captions' words, and, as the world is drawn, the
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -106,11 +106,3 @@ def has_readable_mask(target: Spec) -> bool:
 def true_targets(pairs: Sequence[Case]) -> list[Drawing]:
     """What a perfect translation would be: the same picture, drawn as the prompt says."""
     return [drawn(pair.target) for pair in pairs]
-
-
-def rows(pairs: Sequence[Case]) -> Iterator[dict[str, object]]:
-    """The pairs as rows of a manifest: row_id, image, prompt."""
-    from pnp_batch.world.samples import row
-
-    for pair in pairs:
-        yield row(pair.name, pair.source, [pair.prompt])

@@ -61,12 +61,12 @@ def values(scores: Scores, measure: str) -> Floats:
 
 def mean(scores: Scores, measure: str) -> Estimate:
     """The mean of a measure over the pairs that have it."""
-    return _estimated(values(scores, measure))
+    return estimated(values(scores, measure))
 
 
 def difference(a: Scores, b: Scores, measure: str) -> Estimate:
     """The mean of ``a - b``, pair by pair."""
-    return _estimated(values(a, measure) - values(b, measure))
+    return estimated(values(a, measure) - values(b, measure))
 
 
 def trade(ours: Scores, curve: Sequence[Scores], held: str, measured: str) -> Trade:
@@ -108,7 +108,8 @@ def _along(held: Floats, measured: Floats, *, rising: bool) -> float:
     return float(curve[after - 1] + share * (curve[after] - curve[after - 1]))
 
 
-def _estimated(found: Floats) -> Estimate:
+def estimated(found: Floats) -> Estimate:
+    """The mean of some values and its interval; values that are NaN do not count."""
     found = found[~np.isnan(found)]
     return _interval(float(found.mean()), found[_resampled(len(found))].mean(1))
 

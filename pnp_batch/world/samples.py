@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
-import json
 import random
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pnp_batch.world import benchmark
+from pnp_batch.world.benchmark import Case
 from pnp_batch.world.captions import caption
-from pnp_batch.world.drawing import Drawing, draw, recast
+from pnp_batch.world.case import as_json, case_of, may_change
+from pnp_batch.world.drawing import draw, recast
 from pnp_batch.world.spec import COLOURS, OBJECTS, RENDITIONS, SCENES, Spec, random_spec
 
 SCHEMA = pa.schema(
@@ -22,8 +24,18 @@ SCHEMA = pa.schema(
         ("row_id", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
         ("prompt", pa.list_(pa.string())),
+        ("kind", pa.string()),
+        ("source_caption", pa.string()),
+        ("world", pa.string()),
+        ("mask", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
     ]
 )
+"""A manifest of drawn pictures; the last four columns are for those who score translations.
+
+`kind` tells rows apart in summaries. `source_caption` says what the picture shows, as a
+`source_prompt` would, but shapes no picture. `world` is the spec, and `mask`, a PNG, is white where
+a translation may change the picture.
+"""
 
 SHOWN = (
     (
@@ -102,22 +114,47 @@ def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def png(drawing: Drawing) -> bytes:
-    """The drawing's picture as PNG bytes."""
+def png(image: Image.Image) -> bytes:
+    """A picture as PNG bytes."""
     buffer = io.BytesIO()
-    drawing.image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def row(name: str, spec: Spec, prompts: list[str], resolution: int = 64) -> dict[str, object]:
     """One row of a manifest: id, picture and prompts."""
-    image = {"bytes": png(draw(spec, resolution)), "path": f"{name}.png"}
+    image = {"bytes": png(draw(spec, resolution).image), "path": f"{name}.png"}
     return {"row_id": name, "image": image, "prompt": prompts}
 
 
+def scored_row(name: str, spec: Spec, prompts: list[str], kind: str) -> dict[str, object]:
+    """The same with all columns of `SCHEMA`; prompts must be captions of the picture's object."""
+    world = as_json(spec)
+    masks = [may_change(case_of(world, prompt)) for prompt in prompts]
+    mask = Image.fromarray(np.any(masks, axis=0)).convert("L")
+    return {
+        **row(name, spec, prompts),
+        "kind": kind,
+        "source_caption": caption(spec),
+        "world": world,
+        "mask": {"bytes": png(mask), "path": f"{name}-mask.png"},
+    }
+
+
 def write(rows: Iterable[dict[str, object]], path: Path) -> None:
-    """Writes rows as one Parquet file with columns row_id, image and prompt."""
+    """Writes rows as one Parquet file of `SCHEMA`; columns that a row lacks are null."""
     pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), path)
+
+
+def benchmark_manifest(path: Path, pairs: int) -> None:
+    """Writes the first pairs of the held-out benchmark as a manifest, one row each."""
+    write(rows_of(benchmark.cases(pairs)), path)
+
+
+def rows_of(cases: Iterable[Case]) -> Iterator[dict[str, object]]:
+    """The pairs of a benchmark as rows of a manifest."""
+    for case in cases:
+        yield scored_row(case.name, case.source, [case.prompt], case.kind)
 
 
 def shown_rows() -> list[dict[str, object]]:
@@ -133,33 +170,8 @@ def shown_rows() -> list[dict[str, object]]:
             rendition=rendition,
             size=rng.uniform(0.34, 0.4),
         )
-        rows.append(row(name, spec, prompts))
+        rows.append(scored_row(name, spec, prompts, kind=rendition))
     return rows
-
-
-def benchmark_manifest(path: Path, pairs: int) -> None:
-    """Writes the first pairs of the held-out benchmark as one Parquet file."""
-    from pnp_batch.world import benchmark
-
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    texts = ("prompt", "source_prompt", "kind", "world")
-    fields = [("row_id", pa.string()), ("image", image), *((name, pa.string()) for name in texts)]
-    rows = []
-    for pair in benchmark.cases(pairs):
-        drawing = draw(pair.source)
-        buffer = io.BytesIO()
-        Image.fromarray(drawing.mask).save(buffer, "PNG")
-        rows.append(
-            {
-                **row(pair.name, pair.source, []),
-                "prompt": pair.prompt,
-                "source_prompt": caption(pair.source),
-                "kind": pair.kind,
-                "world": json.dumps(asdict(pair.source)),
-                "mask": {"bytes": buffer.getvalue(), "path": f"{pair.name}-mask.png"},
-            }
-        )
-    pq.write_table(pa.Table.from_pylist(rows, pa.schema([*fields, ("mask", image)])), path)
 
 
 def many_rows(count: int, seed: int = 0, resolution: int = 64) -> Iterable[dict[str, object]]:
