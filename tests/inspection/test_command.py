@@ -60,7 +60,7 @@ def test_picture_and_numbers(command: Any, tmp_path: Path) -> None:
     assert (found["picture"], picture.format) == (str(tmp_path / "here" / "inspect.png"), "PNG")
     assert picture.width == 2 * 14 + 7 * 104 + 6 * 8  # the image and six maps across
     assert 900 < picture.height < 1100  # three sections of two rows
-    shown = np.asarray(picture.convert("RGB").crop((14, 78, 14 + 104, 78 + 104)))
+    shown = np.asarray(picture.convert("RGB").crop((14, 91, 14 + 104, 91 + 104)))
     given = Image.open("a.png").convert("RGB").resize((32, 32), Image.Resampling.LANCZOS)
     assert np.abs(shown.astype(int) - np.asarray(given.resize((104, 104), 0))).mean() < 2
 
@@ -71,10 +71,10 @@ def test_without_a_prompt_there_are_no_words_and_the_picture_is_replaced(
     (tmp_path / "there.png").write_bytes(b"old")
     code, out, _ = command("a.png", "--layers", "1", "--output", "../there.png")
     assert code == 0
-    assert out.splitlines()[-1] == f"look at {tmp_path / 'there.png'}"
+    assert out.splitlines()[-1] == f"look at {tmp_path}/here/../there.png"
     assert out.startswith("features: t 501, layer 1, 1 x 1: 0 + 0 + 0 % of the variance")
-    picture = Image.open(tmp_path / "there.png")
-    assert picture.height < 250  # one section of one row
+    with Image.open(tmp_path / "there.png") as picture:
+        assert picture.height < 250  # one section of one row
 
 
 def test_names_and_prompts_from_strangers_are_drawn_as_text(command: Any, tmp_path: Path) -> None:

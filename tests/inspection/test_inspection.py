@@ -58,11 +58,13 @@ def test_features_are_components_at_the_images_own_latents(
 
 
 def test_images_are_fitted_together_in_any_order(
-    model: StableDiffusion, pictures: list[Image.Image]
+    first_model: StableDiffusion, pictures: list[Image.Image]
 ) -> None:
-    wanted = Wanted(layers=(4, 7), times=(0.5,), prompt="a cat", sampling=STEPS, resolution=64)
-    first, second = (inspect(model, some, wanted) for some in (pictures, pictures[::-1]))
-    alone = inspect(model, pictures[:1], wanted)
+    wanted = Wanted(
+        layers=(4, 7), times=(0.5,), prompt="a cat", sampling=Sampling(2), resolution=64
+    )
+    first, second = (inspect(first_model, some, wanted) for some in (pictures, pictures[::-1]))
+    alone = inspect(first_model, pictures[:1], wanted)
     for one, other, single in zip(first.features, second.features, alone.features, strict=True):
         torch.testing.assert_close(one.colours, other.colours.flip(0), atol=1e-4, rtol=0)
         assert (one.colours[0] - single.colours[0]).abs().max() > 0.05
@@ -71,13 +73,15 @@ def test_images_are_fitted_together_in_any_order(
     assert [w.heat.tolist() for w in first.words[0]] == [w.heat.tolist() for w in alone.words[0]]
 
 
-def test_the_model_is_left_as_it_was(model: StableDiffusion, pictures: list[Image.Image]) -> None:
+def test_the_model_is_left_as_it_was(
+    first_model: StableDiffusion, pictures: list[Image.Image]
+) -> None:
     def translated() -> bytes:
-        (made,) = Translator(model).translate(pictures[:1], ["a dog"], steps=3)
+        (made,) = Translator(first_model).translate(pictures[:1], ["a dog"], steps=3)
         return made.tobytes()  # type: ignore[union-attr]
 
     before = translated()
-    inspect(model, pictures[:1], Wanted(prompt="a cat", sampling=STEPS))
+    inspect(first_model, pictures[:1], Wanted(prompt="a cat", sampling=STEPS))
     assert translated() == before
 
 
@@ -109,7 +113,7 @@ def test_the_deep_features_of_the_embedded_model_tell_object_from_scene() -> Non
         for n, rendition in enumerate(("flat", "oil", "pixel"))
     ]
     drawn = [draw(spec) for spec in specs]
-    wanted = Wanted(layers=(7,), times=(0.5,), prompt="a house", sampling=Sampling(10))
+    wanted = Wanted(layers=(7,), times=(0.5,), sampling=Sampling(10))
     found = inspect(Translator.load("demo").model, [d.image for d in drawn], wanted)
     (features,) = found.features
     shares = [
@@ -119,9 +123,4 @@ def test_the_deep_features_of_the_embedded_model_tell_object_from_scene() -> Non
     inside = torch.stack(shares).flatten() > 0.5
     components = features.colours.flatten(0, 2)
     told = [abs(float(np.corrcoef(c, inside)[0, 1])) for c in components.T.numpy()]
-    assert max(told) > 0.3
-    placed = [
-        float(np.corrcoef(words[-1].heat.flatten(), share.flatten())[0, 1])
-        for words, share in zip(found.words, shares, strict=True)
-    ]
-    assert min(placed) > 0.3
+    assert max(told) > 0.45, told
