@@ -40,7 +40,7 @@
   // Cards ---------------------------------------------------------------------------------------
 
   function shown(value) {
-    return Number.isFinite(value) ? String(Number(value.toPrecision(4))) : value > 0 ? "∞" : "-∞";
+    return Number.isFinite(value) ? String(Number(value.toPrecision(3))) : value > 0 ? "∞" : "-∞";
   }
 
   function told(made) {
