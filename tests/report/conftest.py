@@ -16,6 +16,8 @@ OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-dev-shm-usage", "--window-size=1280,900"),
+    # Else the page still moves while the tests click where something was.
+    "--force-prefers-reduced-motion",
 )
 
 
