@@ -21,7 +21,7 @@ from pnp_batch.digest import digests
 from pnp_batch.listing import BYTES, Listing, RowFile
 from pnp_batch.parts import parts, some_parts
 from pnp_batch.scores import REASON, SCORED_WITH
-from pnp_batch.stages import Score, ScoreSink, Scoring, load
+from pnp_batch.stages import Score, ScoreSink, Scoring, loading
 from pnp_batch.stages.score import RECORD
 
 ROWS_A_BLOCK = 64
@@ -125,14 +125,7 @@ class Evaluation:
 
     def run(self, data: ray.data.Dataset, control: Any, count: int) -> None:  # noqa: ANN401
         """Scores the blocks that `data` numbers, so many."""
-        data = data.map_batches(
-            load,  # type: ignore[arg-type]  # its other arguments come from fn_kwargs
-            fn_kwargs={"reading": self._work.reading, "control": control},
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=0.5,
-        )
-        data = data.map_batches(
+        data = loading(data, self._work.reading, control).map_batches(
             Score,
             fn_constructor_kwargs={"work": self._work},
             batch_format="pyarrow",

@@ -16,7 +16,7 @@ from pnp_batch.batches import cuts, ordered
 from pnp_batch.job import Job
 from pnp_batch.listing import Blocks
 from pnp_batch.resources import Resources
-from pnp_batch.stages import Sink, Translate, Work, load
+from pnp_batch.stages import Sink, Translate, Work, loading
 
 BLOCKS_A_WORKER = 8
 # What a crash may cost is a block: few rows where each takes the model, more where none does.
@@ -50,16 +50,8 @@ class Translation:
 
     def run(self, data: ray.data.Dataset, control: Any, count: int) -> None:  # noqa: ANN401
         """Translates the blocks that `data` numbers, so many."""
-        # Another share of a CPU than the actors' keeps Ray from fusing loading into them.
-        data = data.map_batches(
-            load,  # type: ignore[arg-type]  # its other arguments come from fn_kwargs
-            fn_kwargs={"reading": self._work.reading, "control": control},
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=0.5,
-        )
         # Ray restarts a dead actor and repeats its block for ever: `attempts` ends that.
-        data = data.map_batches(
+        data = loading(data, self._work.reading, control).map_batches(
             Translate,
             fn_constructor_kwargs={
                 "work": self._work,

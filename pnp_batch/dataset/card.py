@@ -23,14 +23,14 @@ from pnp_batch import record, results
 from pnp_batch.dataset.table import PICTURE, table
 from pnp_batch.errors import InvalidConfig
 from pnp_batch.record import Record
-from pnp_batch.scores import SCORES
+from pnp_batch.scores import BY_NAME
 from pnp_batch.storage import Storage
+from pnp_batch.summary import tables
 
 CARD, TABLE = "README.md", "metadata.parquet"
 MARK = "<!-- made by pnp-batch dataset card; without this line it is yours and is kept -->"
 EXAMPLES, LONGEST = 6, 200
 ROWS_A_GROUP = 10_000
-Z = 1.959964  # of 95 %
 # The hub's own words for how large a data set is, and below how many rows.
 SIZES = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6))
 LARGER = "1M<n<10M"
@@ -86,7 +86,7 @@ def write_card(uri: str, name: str | None = None, licence: str | None = None) ->
         settings=there.settings,
         software=there.versions.get("pnp-batch", "unknown"),
         methods=sorted(Counter(rows["method"].to_pylist()).items()),
-        scores=_scores(rows),
+        scores=_scores(output),
         examples=_examples(rows),
         columns=rows.schema.names,
         kept=bool(there.settings.get("provenance")),
@@ -133,21 +133,15 @@ def _model(there: Record) -> str:
     return f"{told}, revision {revision}" if revision else told
 
 
-def _scores(rows: pa.Table) -> list[Mapping[str, Any]]:
+def _scores(output: Storage) -> list[Mapping[str, Any]]:
     """The mean of each score and its 95 % interval, of each method."""
-    found: list[Mapping[str, Any]] = []
-    methods = rows["method"].to_numpy(zero_copy_only=False)
-    for score in SCORES:
-        if score.name not in rows.schema.names:
-            continue
-        values = rows[score.name].cast(pa.float64()).to_numpy(zero_copy_only=False)
-        for method in sorted(set(methods)):
-            own = values[(methods == method) & np.isfinite(values)]
-            if len(own):
-                half = Z * float(own.std()) / len(own) ** 0.5
-                told = {"mean": float(own.mean()), "half": half, "rows": len(own)}
-                found.append({"score": score, "method": method, **told})
-    return found
+    (by_method, *_) = tables(output)
+    return [
+        {"score": BY_NAME[name], "method": line.group, "rows": line.rows, "found": found}
+        for name in BY_NAME
+        for line in by_method.lines
+        if (found := line.scores.get(name)) is not None
+    ]
 
 
 def _examples(rows: pa.Table) -> list[Mapping[str, Any]]:

@@ -4,10 +4,10 @@ Each is a thin adapter around a floor below that knows nothing of Ray. Only the 
 translate import torch, and only once a row needs it.
 """
 
-from pnp_batch.stages.load import load
+from pnp_batch.stages.load import loading
 from pnp_batch.stages.score import Score, ScoreSink, Scoring
 from pnp_batch.stages.translate import Translate
 from pnp_batch.stages.work import Reading, Work
 from pnp_batch.stages.write import Sink
 
-__all__ = ["Reading", "Score", "ScoreSink", "Scoring", "Sink", "Translate", "Work", "load"]
+__all__ = ["Reading", "Score", "ScoreSink", "Scoring", "Sink", "Translate", "Work", "loading"]

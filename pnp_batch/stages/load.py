@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.data import Dataset
 
 from pnp_batch import source
 from pnp_batch.attempts import ATTEMPTS
@@ -53,6 +54,18 @@ def load(table: pa.Table, reading: Reading, control: Any) -> pa.Table:  # noqa: 
     for name, values in columns.items():
         table = table.append_column(name, values)
     return table.drop_columns(["image_bytes"])
+
+
+def loading(data: Dataset, reading: Reading, control: Any) -> Dataset:  # noqa: ANN401
+    """The graph up to here: of a data set of blocks' numbers the loaded rows."""
+    return data.map_batches(
+        load,  # type: ignore[arg-type]  # its other arguments come from fn_kwargs
+        fn_kwargs={"reading": reading, "control": control},
+        batch_format="pyarrow",
+        batch_size=None,
+        # Another share of a CPU than the actors' keeps Ray from fusing loading into them.
+        num_cpus=0.5,
+    )
 
 
 def _load_all(
