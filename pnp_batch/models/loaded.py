@@ -114,11 +114,11 @@ class StableDiffusion:
             pixels = self.vae.decode(scaled).sample[0].float()
         finite = torch.isfinite(pixels).all()
         levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+        if self.device.type != "cuda":  # no other one says when a copy has arrived
+            return Decoding(levels.cpu(), finite.cpu())
+        arrived = torch.cuda.Event()
         levels, finite = (part.to("cpu", non_blocking=True) for part in (levels, finite))
-        arrived = None
-        if self.device.type == "cuda":
-            arrived = torch.cuda.Event()
-            arrived.record()
+        arrived.record()
         return Decoding(levels, finite, arrived)
 
 
