@@ -170,6 +170,7 @@ def save_model(folder: Path, layout: str, unet: UNet2DConditionModel | None = No
 def _filled(build: Any, seed: int) -> Any:
     """Builds a module and fills it with reproducible weights of variance 1 / fan-in."""
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of the few values that are not filled
         module = build()
     generator = torch.Generator().manual_seed(seed)
     _fill(module, generator)

@@ -43,9 +43,11 @@ class Background:
         if pair.mask.all():
             return dict.fromkeys(self.scores, NO_BACKGROUND)
         one, other = (_outside(pixels(image), pair.mask) for image in (pair.output, pair.source))
-        near = self._perceptual
+        near: Perceptual | Found = self._perceptual
+        if isinstance(near, Perceptual):
+            (near,) = near.distances(one, other)
         return {
-            "background_lpips": near if isinstance(near, NotScored) else near.distance(one, other),
+            "background_lpips": near,
             **{f"background_{name}": value for name, value in compared(one, other).items()},
             "background_mse": float(((one - other) ** 2).mean()),
         }

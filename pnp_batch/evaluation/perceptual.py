@@ -66,21 +66,26 @@ class Perceptual:
         self._lines = _lines(self._device)
 
     def score(self, pairs: Sequence[Pair]) -> list[dict[str, Found]]:
-        """Scores pairs, each by itself."""
-        return [{"lpips": self._score(pair)} for pair in pairs]
-
-    def _score(self, pair: Pair) -> Found:
-        if isinstance(pair.source, NotScored):
-            return pair.source
-        return self.distance(pixels(pair.output), pixels(pair.source))
+        """Scores pairs, those of one size in one batch."""
+        found: list[Found] = [p.source if isinstance(p.source, NotScored) else 0.0 for p in pairs]
+        alike: dict[tuple[int, int], list[int]] = {}
+        for number, pair in enumerate(pairs):
+            if not isinstance(pair.source, NotScored):
+                alike.setdefault(pair.output.size, []).append(number)
+        for numbers in alike.values():
+            sides = zip(*((pairs[n].output, pairs[n].source) for n in numbers), strict=True)
+            one, other = (torch.cat([pixels(image) for image in side]) for side in sides)
+            for number, distance in zip(numbers, self.distances(one, other), strict=True):
+                found[number] = distance
+        return [{"lpips": one} for one in found]
 
     @torch.inference_mode()
-    def distance(self, one: torch.Tensor, other: torch.Tensor) -> float:
-        """LPIPS of two pictures (1, 3, h, w) in 0..1."""
-        total = 0.0
+    def distances(self, one: torch.Tensor, other: torch.Tensor) -> list[float]:
+        """LPIPS of pictures (B, 3, h, w) in 0..1, pair by pair."""
+        total = torch.zeros(len(one), device=self._device)
         for a, b, line in zip(self._met(one), self._met(other), self._lines, strict=True):
-            total += float((((a - b) ** 2) * line).sum(1).mean())
-        return total
+            total += (((a - b) ** 2) * line).sum(1).mean(dim=(1, 2))
+        return [float(distance) for distance in total]
 
     def _met(self, x: torch.Tensor) -> list[torch.Tensor]:
         shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in (SHIFT, SCALE))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,14 +51,17 @@ class Structure:
         self._mean, self._std = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
 
     def score(self, pairs: Sequence[Pair]) -> list[dict[str, Found]]:
-        """Scores pairs, the two pictures of each in one batch."""
-        return [{"structure_distance": self._distance(pair)} for pair in pairs]
-
-    def _distance(self, pair: Pair) -> Found:
-        if isinstance(pair.source, NotScored):
-            return pair.source
-        one, other = self.self_similarities([pair.source, pair.output])
-        return float(F.mse_loss(one, other))
+        """Scores pairs, their pictures in one batch."""
+        known = [p.source for p in pairs if not isinstance(p.source, NotScored)]
+        outputs = [p.output for p in pairs if not isinstance(p.source, NotScored)]
+        distances: Iterator[float] = iter([])
+        if known:
+            one, other = self.self_similarities([*known, *outputs]).chunk(2)
+            distances = iter((one - other).square().mean(dim=(1, 2)).tolist())
+        return [
+            {"structure_distance": p.source if isinstance(p.source, NotScored) else next(distances)}
+            for p in pairs
+        ]
 
     @torch.inference_mode()
     def self_similarities(self, images: Sequence[Image.Image]) -> torch.Tensor:
