@@ -150,10 +150,14 @@ def test_the_report_shows_pictures_out_of_shards(tmp_path):
     record.write(output, Record(config, {"model_digest": "d1"}, rows=len(rows)))
     put(output, table())
     write_report(output.uri)
-    page = output.read("report/index.html").decode()
-    shown = [part.split('"')[0] for part in page.split('src="pictures/')[1:]]
-    assert len(shown) == len(COLOURS)
-    assert all(output.exists(f"report/pictures/{name}") for name in shown)
+    digests = results.read(output, ["sha256"])["sha256"].drop_null().to_pylist()
+    assert len(digests) == len(COLOURS)
+    for digest in digests:
+        assert output.exists(f"report/thumbs/{digest[:2]}/{digest[:40]}.webp")
+    (script,) = output.files("report/data")
+    told = output.read(script).decode()
+    assert told.count("thumbs/") >= len(COLOURS)
+    assert "shards/" not in told  # which no browser could open
 
 
 def test_the_datasets_library_reads_shards_as_they_are(tmp_path):
