@@ -21,7 +21,7 @@ from pnp_batch.building.refusal import NotBuilt, shown
 from pnp_batch.errors import WrongUsage
 from pnp_batch.manifest import KNOWN_COLUMNS, LISTED
 from pnp_batch.manifest.places import kind_of
-from pnp_batch.storage import Storage, absolute
+from pnp_batch.storage import Storage
 
 ROWS_A_BATCH = 1_024
 
@@ -87,11 +87,6 @@ class Target:
     def base(self) -> str:
         """The folder that relative paths in the manifest start from."""
         return posixpath.dirname(self.output) or "."
-
-    @property
-    def uri(self) -> str:
-        """The file, from anywhere."""
-        return posixpath.join(absolute(self.base), self._name)
 
     def write(
         self,
