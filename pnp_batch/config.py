@@ -23,6 +23,7 @@ SINKS = (FILES, WEBDATASET)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MEMORY_FORMATS = ("auto", "contiguous", "channels-last")
+ATTENTIONS = ("fused", "plain")
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,9 @@ class RunConfig:
     )
     memory_format: str = _option(
         "auto", "of feature maps: channels-last on CUDA, else contiguous", choices=MEMORY_FORMATS
+    )
+    attention: str = _option(
+        "fused", "kernels of attention; plain ones hold all probabilities", choices=ATTENTIONS
     )
     compile: bool = _option(
         False, "compile the UNet's blocks first; pays off in long jobs", type=bool

@@ -209,6 +209,7 @@ def _work(job: Job, on: Resources) -> Work:
         dtype=on.dtype,
         threads=on.threads,
         memory_format=config.memory_format,
+        attention=config.attention,
         compiled=config.compile,
         sampling=config.sampling,
         reading=Reading(job.policy, int(job.settings["resolution"]), config.fit),

@@ -38,6 +38,7 @@ OTHER = {
     "device": "cuda",
     "dtype": "float16",
     "memory_format": "channels-last",
+    "attention": "plain",
     "compile": True,
     "limit": 5,
     "seed": 1,

@@ -87,7 +87,8 @@ def bench_engine(config: RunConfig, *, prompts: int, repeats: int, threads: int)
     torch.set_num_threads(threads)
     try:
         translator = Translator.load(config.model, expected.device, expected.dtype, config.revision)
-        tune(translator.model, config.memory_format, compiled=config.compile)
+        how = config.memory_format, config.attention
+        tune(translator.model, *how, compiled=config.compile)
         times = [_times(translator, config, images, prompts, n) for n in range(repeats + 1)][1:]
         ceiling = matrix_tflops(expected.device, translator.model.dtype)
     finally:

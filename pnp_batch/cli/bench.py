@@ -12,7 +12,7 @@ from pnp_batch.cli.options import answer, common, configured, options, preset
 SHAPING = (
     *("model", "revision", "method", "steps", "inversion_steps", "guidance_scale"),
     *("pnp_f_t", "pnp_attn_t", "deep_every", "resolution", "device", "dtype", "batch_size"),
-    *("memory_format", "compile"),
+    *("memory_format", "attention", "compile"),
 )
 
 

@@ -1,6 +1,7 @@
-"""How a loaded model computes: the memory format of its layers, and which of them are compiled.
+"""How a loaded model computes: the memory format of its layers, the kernels of its attention, and
+which of its blocks are compiled.
 
-Neither changes what is computed, only its last bits and its speed (docs/performance.md).
+None of it changes what is computed, only its last bits and its speed (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 import torch._dynamo.config as dynamo
 import torch._inductor.config as inductor
 from diffusers.models.attention import FeedForward
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
@@ -24,25 +26,30 @@ BLOCKS = (ResnetBlock2D, FeedForward)
 PROGRAMS = 10_000
 
 
-def tune(model: StableDiffusion, memory_format: str, *, compiled: bool) -> None:
+def tune(model: StableDiffusion, memory_format: str, attention: str, *, compiled: bool) -> None:
     """Sets how a model computes from now on.
 
     Args:
         model: the loaded model; its UNet and VAE are changed in place.
         memory_format: of feature maps: `contiguous`, `channels-last` as tensor cores want them, or
             `auto`, which is that on CUDA alone.
+        attention: `fused` as PyTorch has it, or `plain`, which holds the probabilities of all
+            places.
         compiled: compile residual blocks and feed-forwards, each at its first use with a shape.
 
     Raises:
-        InvalidConfig: nothing can be compiled here.
+        InvalidConfig: nothing can be compiled here; the model is as it was.
     """
+    if compiled:
+        _prepare(model.device)
     if memory_format == "channels-last" or (
         memory_format == "auto" and model.device.type == "cuda"
     ):
         for part in (model.unet, model.vae):
             part.to(memory_format=torch.channels_last)
+    kernels = AttnProcessor2_0 if attention == "fused" else AttnProcessor
+    model.unet.set_attn_processor(kernels())
     if compiled:
-        _prepare(model.device)
         for block in _compilable(model.unet):
             block.compile(dynamic=False)
 

@@ -67,7 +67,7 @@ class Translate:
         work.model.check_digest()
         torch.set_num_threads(work.threads)
         model = StableDiffusion(work.model, work.device, work.dtype)
-        tune(model, work.memory_format, compiled=work.compiled)
+        tune(model, work.memory_format, work.attention, compiled=work.compiled)
         return Engine(
             model,
             sampling=work.sampling,

@@ -33,6 +33,7 @@ class Work:
     dtype: str
     threads: int
     memory_format: str
+    attention: str
     compiled: bool
     sampling: Sampling
     reading: Reading

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from torch._dynamo.utils import counters
 
 from pnp_batch.diffusion.tuning import tune
@@ -40,14 +41,23 @@ def is_channels_last(module):
 
 def test_channels_last_gives_the_same_translation(model):
     expected = translated(model)
-    tune(model, "channels-last", compiled=False)
+    tune(model, "channels-last", "fused", compiled=False)
     assert is_channels_last(model.unet)
     assert far(translated(model), expected) < TOLERANCE
 
 
+def test_plain_attention_gives_the_same_translation(model):
+    expected = translated(model)
+    tune(model, "auto", "plain", compiled=False)
+    assert {type(p) for p in model.unet.attn_processors.values()} == {AttnProcessor}
+    assert 0 < far(translated(model), expected) < TOLERANCE
+    tune(model, "auto", "fused", compiled=False)
+    assert far(translated(model), expected) == 0
+
+
 @pytest.mark.parametrize("memory_format", ["auto", "contiguous"])
 def test_a_cpu_keeps_its_format_unless_asked(model, memory_format):
-    tune(model, memory_format, compiled=False)
+    tune(model, memory_format, "fused", compiled=False)
     assert not is_channels_last(model.unet)
 
 
@@ -55,7 +65,7 @@ def test_a_cpu_keeps_its_format_unless_asked(model, memory_format):
 def test_compiled_blocks_give_the_same_translation_with_injection(model):
     expected = translated(model)
     counters.clear()
-    tune(model, "auto", compiled=True)
+    tune(model, "auto", "fused", compiled=True)
     assert far(translated(model), expected) < TOLERANCE
     assert counters["stats"]["unique_graphs"] > 10  # blocks were compiled, and none given up
     assert not counters["graph_break"]
@@ -66,7 +76,8 @@ def test_without_a_compiler_the_option_is_refused():
         "import torch\n"
         "from types import SimpleNamespace\n"
         "from pnp_batch.diffusion.tuning import tune\n"
-        "tune(SimpleNamespace(device=torch.device('cpu')), 'contiguous', compiled=True)\n"
+        "model = SimpleNamespace(device=torch.device('cpu'))\n"
+        "tune(model, 'contiguous', 'fused', compiled=True)\n"
     )
     env = {**os.environ, "CXX": "/nowhere/c++", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     done = subprocess.run(
