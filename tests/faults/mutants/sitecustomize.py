@@ -229,9 +229,9 @@ def pixels_in_driver(job: Any) -> None:
     """The driver holds as many bytes for each row as a small picture has."""
     kept = job.places
 
-    def places(image: Any, *args: Any) -> Any:
+    def places(image: Any, *args: Any, **named: Any) -> Any:
         job.held = [os.urandom(32 * 32 * 3) for _ in range(len(image))]
-        return kept(image, *args)
+        return kept(image, *args, **named)
 
     job.places = places
 
