@@ -49,7 +49,8 @@ def translated(manifest: Path, settings: Settings, folder: Path) -> Folder:
     pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
     translator = Translator.load(settings.model, cache=str(folder / LATENTS))
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // settings.workers))  # as in an actor
+    cores = (os.cpu_count() or 1) - 1  # an actor leaves one to others
+    torch.set_num_threads(max(1, cores // settings.workers))
     try:
         made = translator.translate(
             pictures,
