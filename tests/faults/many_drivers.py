@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from pnp_batch import Translator
 from pnp_batch.world import samples
-torch.set_num_threads(os.cpu_count() or 1)  # as a run's one actor, for the same bytes
+torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))  # as a run's one actor, for the same bytes
 rows = list(samples.many_rows(int(sys.argv[3]), resolution=32))
 pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
 translator = Translator.load(sys.argv[1], cache=sys.argv[2])
