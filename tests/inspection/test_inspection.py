@@ -61,7 +61,7 @@ def test_images_are_fitted_together_in_any_order(
     first_model: StableDiffusion, pictures: list[Image.Image]
 ) -> None:
     wanted = Wanted(
-        layers=(4, 7), times=(0.5,), prompt="a cat", sampling=Sampling(2), resolution=64
+        layers=(4, 7), times=(0.5,), prompt="a cat", sampling=Sampling(1), resolution=64
     )
     first, second = (inspect(first_model, some, wanted) for some in (pictures, pictures[::-1]))
     alone = inspect(first_model, pictures[:1], wanted)
@@ -77,11 +77,11 @@ def test_the_model_is_left_as_it_was(
     first_model: StableDiffusion, pictures: list[Image.Image]
 ) -> None:
     def translated() -> bytes:
-        (made,) = Translator(first_model).translate(pictures[:1], ["a dog"], steps=3)
+        (made,) = Translator(first_model).translate(pictures[:1], ["a dog"], steps=1)
         return made.tobytes()  # type: ignore[union-attr]
 
     before = translated()
-    inspect(first_model, pictures[:1], Wanted(prompt="a cat", sampling=STEPS))
+    inspect(first_model, pictures[:1], Wanted(prompt="a cat", sampling=Sampling(1)))
     assert translated() == before
 
 
@@ -113,7 +113,7 @@ def test_the_deep_features_of_the_embedded_model_tell_object_from_scene() -> Non
         for n, rendition in enumerate(("flat", "oil", "pixel"))
     ]
     drawn = [draw(spec) for spec in specs]
-    wanted = Wanted(layers=(7,), times=(0.5,), sampling=Sampling(10))
+    wanted = Wanted(layers=(7,), times=(0.5,), sampling=Sampling(5))
     found = inspect(Translator.load("demo").model, [d.image for d in drawn], wanted)
     (features,) = found.features
     shares = [
