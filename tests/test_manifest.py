@@ -6,6 +6,8 @@ import contextlib
 import datetime
 import io
 import json
+import os
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -306,3 +308,22 @@ def test_manifests_lie_in_object_stores_too(s3):
         assert (paths(read), read.base) == (["a.png", "b.png"], f"{uri}/one")
     assert paths(manifest.read(f"{uri}/one/b.csv")) == ["b.png"]
     assert "no such file" in refusal(f"{uri}/one/c.csv")
+
+
+def test_a_manifest_of_many_embedded_images_is_never_in_memory_as_a_whole(tmp_path):
+    place, groups = tmp_path / "m.parquet", 48
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", image), ("prompt", pa.string())])
+    with pq.ParquetWriter(place, schema) as writer:
+        for _ in range(groups):
+            one = {"image": {"bytes": os.urandom(2**20), "path": "a.png"}, "prompt": "x"}
+            writer.write_table(pa.Table.from_pylist([one], schema))
+    found = manifest.read(str(place))
+    tracemalloc.start()
+    try:
+        count = sum(len(batch) for batch in found.batches())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == groups
+    assert most < groups * 2**20 / 2

@@ -52,7 +52,8 @@ class File:
             return
         storage, name = self.place
         with _readable(self.where, "parquet"), storage.open(name) as opened:
-            file = pq.ParquetFile(opened, buffer_size=READ_AHEAD)
+            # Read ahead by its own default, all of the file would stay in memory until its end.
+            file = pq.ParquetFile(opened, buffer_size=READ_AHEAD, pre_buffer=False)
             for batch in file.iter_batches(_batch_rows(file.metadata), use_threads=False):
                 batch.validate(full=True)  # text that is not UTF-8 would fail much later
                 yield pa.Table.from_batches([batch])
