@@ -20,7 +20,6 @@ class NotScored:
 
 
 Found = float | NotScored
-NO_SOURCE = NotScored("the guidance image is not at hand")
 NO_MASK = NotScored("the row has no mask")
 
 
