@@ -21,7 +21,7 @@ DEFAULT_BATCH_SIZE = 10
 # small, and inversions that a manifest is left in, so that all workers have some.
 LARGEST_AHEAD, LEAST_INVERSIONS = 64, 16
 # Rows with other values in any of these cannot share a UNet batch.
-RECIPE = ("method", "pnp_f_t", "pnp_attn_t", "strength")
+RECIPE = ("method", "shared")
 R = TypeVar("R", bound="Packable")
 
 

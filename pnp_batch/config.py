@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from pnp_batch.errors import InvalidConfig, did_you_mean
+from pnp_batch import option as options
+from pnp_batch.errors import InvalidConfig
+from pnp_batch.option import Option, flag, option
+from pnp_batch.parameters import OPTIONS as PARAMETERS
+from pnp_batch.parameters import OWN_COLUMNS, Parameters, set_values
 from pnp_batch.steps import Sampling
 
 FITS = ("crop", "stretch", "pad")
@@ -27,35 +30,16 @@ ATTENTIONS = ("fused", "plain")
 
 
 @dataclass(frozen=True)
-class Option:
-    """How one field of `RunConfig` looks to a user, and which values it takes."""
-
-    help: str
-    type: type = str
-    metavar: str = ""
-    choices: tuple[str, ...] = ()
-    low: float | None = None
-    high: float | None = None
-    shapes: bool = False  # part of the fingerprint: another value gives another picture
-
-
-def _option(default: Any, help: str, **more: Any) -> Any:  # noqa: ANN401 - dataclass field
-    return field(default=default, metadata={"option": Option(help, **more)})
-
-
-@dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Parameters):
     """One job. Raises `InvalidConfig` when a value is out of range or two do not fit together."""
 
     manifest: str
     output: str
-    model: str = _option(
-        "demo", "`demo`, a diffusers directory, or a hub id", metavar="NAME_OR_DIR"
-    )
-    revision: str | None = _option(None, "revision of a hub model")
-    method: str = _option("pnp", "translation method, see `pnp-batch methods`", shapes=True)
-    steps: int = _option(50, "sampling steps", type=int, low=1, high=1000, shapes=True)
-    inversion_steps: int | None = _option(
+    model: str = option("demo", "`demo`, a diffusers directory, or a hub id", metavar="NAME_OR_DIR")
+    revision: str | None = option(None, "revision of a hub model")
+    method: str = option("pnp", "translation method, see `pnp-batch methods`", shapes=True)
+    steps: int = option(50, "sampling steps", type=int, low=1, high=1000, shapes=True)
+    inversion_steps: int | None = option(
         None,
         "inversion steps, a multiple of --steps (default: as many)",
         type=int,
@@ -63,35 +47,13 @@ class RunConfig:
         high=1000,
         shapes=True,
     )
-    guidance_scale: float = _option(
-        7.5, "classifier-free guidance", type=float, low=0.0, high=1000.0, shapes=True
-    )
-    negative_prompt: str = _option("", "what the pictures should not show", shapes=True)
-    pnp_f_t: float = _option(
-        0.8,
-        "share of the first sampling steps with feature injection; 0 switches it off",
-        type=float,
-        low=0.0,
-        high=1.0,
+    set: tuple[str, ...] = option(
+        (),
+        "parameter of a method that is installed beside the package's own (repeatable)",
+        metavar="NAME=VALUE",
         shapes=True,
     )
-    pnp_attn_t: float = _option(
-        0.5,
-        "share of the first sampling steps with self-attention injection; 0 switches it off",
-        type=float,
-        low=0.0,
-        high=1.0,
-        shapes=True,
-    )
-    strength: float = _option(
-        0.75,
-        "share of the last sampling steps that sdedit runs; 0 keeps the image, 1 begins at noise",
-        type=float,
-        low=0.0,
-        high=1.0,
-        shapes=True,
-    )
-    deep_every: int = _option(
+    deep_every: int = option(
         1,
         "the whole UNet in every N-th step only, its outermost layers in those between",
         type=int,
@@ -99,7 +61,7 @@ class RunConfig:
         high=1000,
         shapes=True,
     )
-    resolution: int | None = _option(
+    resolution: int | None = option(
         None,
         "side of the square working image (default: the model's own)",
         type=int,
@@ -107,98 +69,99 @@ class RunConfig:
         high=4096,
         shapes=True,
     )
-    fit: str = _option("crop", "how an image becomes square", choices=FITS, shapes=True)
-    cache: str | None = _option(None, "latent cache (default: OUTPUT/latents)", metavar="URI")
-    image_format: str = _option(
+    fit: str = option("crop", "how an image becomes square", choices=FITS, shapes=True)
+    cache: str | None = option(None, "latent cache (default: OUTPUT/latents)", metavar="URI")
+    image_format: str = option(
         "png", "format of the written images", choices=IMAGE_FORMATS, shapes=True
     )
-    sink: str = _option(
+    sink: str = option(
         FILES,
         "how images are written: each as a file, or many with their records as WebDataset shards",
         choices=SINKS,
         shapes=True,
     )
-    provenance: bool = _option(
+    provenance: bool = option(
         True, "write into every image how it was made", type=bool, shapes=True
     )
-    workers: int | None = _option(
+    workers: int | None = option(
         None, "actors that each hold the model (default: one per GPU)", type=int, low=1
     )
-    gpus_per_worker: float | None = _option(
+    gpus_per_worker: float | None = option(
         None, "GPU share of an actor (default: 1 where there are GPUs)", type=float, low=0.0
     )
-    batch_size: int | None = _option(
+    batch_size: int | None = option(
         None, "rows per UNet batch (default: by device)", type=int, low=1, high=1024
     )
-    device: str = _option("auto", "where the model runs", choices=DEVICES, shapes=True)
-    dtype: str = _option(
+    device: str = option("auto", "where the model runs", choices=DEVICES, shapes=True)
+    dtype: str = option(
         "auto",
         "float32 on CPU, bfloat16 on CUDA where it has it",
         choices=DTYPES,
         shapes=True,
     )
-    memory_format: str = _option(
+    memory_format: str = option(
         "auto", "of feature maps: channels-last on CUDA, else contiguous", choices=MEMORY_FORMATS
     )
-    attention: str = _option(
+    attention: str = option(
         "fused", "kernels of attention; plain ones hold all probabilities", choices=ATTENTIONS
     )
-    compile: bool = _option(
+    compile: bool = option(
         False, "compile the UNet's blocks first; pays off in long jobs", type=bool
     )
-    limit: int | None = _option(None, "only the first N rows", type=int, low=1)
-    seed: int = _option(0, "seed of the job", type=int, shapes=True)
-    max_failed: float = _option(
+    limit: int | None = option(None, "only the first N rows", type=int, low=1)
+    seed: int = option(0, "seed of the job", type=int, shapes=True)
+    max_failed: float = option(
         1.0,
         "share of failed rows beyond which the run stops early, exit code 3",
         type=float,
         low=0.0,
         high=1.0,
     )
-    allow_root: tuple[str, ...] = _option(
+    allow_root: tuple[str, ...] = option(
         (), "further local folder that image paths may lie in (repeatable)", metavar="DIR"
     )
-    allow_host: tuple[str, ...] = _option(
+    allow_host: tuple[str, ...] = option(
         (), "host that http(s) image URIs may name (repeatable)", metavar="HOST"
     )
-    max_image_mib: float = _option(
+    max_image_mib: float = option(
         64.0, "largest encoded image that is read, MiB", type=float, low=0.001
     )
-    max_image_mpixels: float = _option(
+    max_image_mpixels: float = option(
         50.0, "largest image that is decoded, megapixels", type=float, low=0.0001
     )
-    read_timeout: float = _option(
+    read_timeout: float = option(
         10.0, "longest time that reading one image may take, seconds", type=float, low=0.1
     )
-    row_timeout: float = _option(
+    row_timeout: float = option(
         1800.0,
         "longest time that translating one row may take, seconds; a batch has it for each row",
         type=float,
         low=0.1,
     )
-    storage_patience: float = _option(
+    storage_patience: float = option(
         120.0,
         "how long a failing call of the output's or the cache's storage is tried again, seconds",
         type=float,
         low=0.0,
     )
-    drain_timeout: float = _option(
+    drain_timeout: float = option(
         25.0,
         "how long an interrupted run may finish what is in flight, seconds",
         type=float,
         low=0.0,
     )
-    wait: bool = _option(
+    wait: bool = option(
         False, "wait while another run is writing to the output (default: refuse)", type=bool
     )
-    address: str | None = _option(
+    address: str | None = option(
         None, "an existing Ray cluster (default: a private local one)", metavar="ADDR"
     )
 
     def __post_init__(self) -> None:
         """Brings each value to its field's one type and refuses what no job can run with."""
-        for name, option in OPTIONS.items():
-            object.__setattr__(self, name, _checked(name, option, getattr(self, name)))
+        for name, known in OPTIONS.items():
+            object.__setattr__(self, name, _checked(name, known, getattr(self, name)))
+        set_values(self.set)
         for name in ("manifest", "output", "cache"):
             if _CREDENTIALS.match(getattr(self, name) or ""):
                 raise InvalidConfig(
@@ -217,9 +180,10 @@ class RunConfig:
         return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
 
     @property
-    def inversion(self) -> int:
-        """Inversion steps, resolved."""
-        return self.sampling.inversion
+    def parameters(self) -> dict[str, Any]:
+        """The values of all methods' parameters."""
+        own = {name: getattr(self, name) for name in PARAMETERS}
+        return {**own, **set_values(self.set)}
 
     @property
     def cache_uri(self) -> str:
@@ -235,46 +199,19 @@ class RunConfig:
 _CREDENTIALS = re.compile(r"[A-Za-z0-9+.-]+://[^/@]*:[^/@]*@")
 
 
-def _named(option_field: Field[Any]) -> tuple[str, Option]:
-    option: Option = option_field.metadata["option"]
-    return option_field.name, option
-
-
 def _checked(name: str, option: Option, value: Any) -> Any:  # noqa: ANN401
     default = default_of(name)
     if value is None and default is None:
         return None
     if isinstance(default, tuple):
         parts = tuple(value) if isinstance(value, list | tuple) else (value,)
-        return tuple(_typed(name, option, part) for part in parts)
-    value = _typed(name, option, value)
-    if option.choices and value not in option.choices:
-        raise InvalidConfig(f"{name}: unknown value {value!r}", did_you_mean(value, option.choices))
-    inside = (option.low is None or value >= option.low) and (
-        option.high is None or value <= option.high
-    )
-    if not inside or value == math.inf:
-        low, high = (("" if b is None else f"{b:g}") for b in (option.low, option.high))
-        raise InvalidConfig(f"{name}: {value!r} is outside {low}..{high}", f"see {flag(name)}")
-    return value
+        return tuple(option.checked(name, part) for part in parts)
+    return option.checked(name, value)
 
 
-def _typed(name: str, option: Option, value: Any) -> Any:  # noqa: ANN401
-    right = (int, float) if option.type is float else option.type
-    if not isinstance(value, right) or isinstance(value, bool) != (option.type is bool):
-        wanted = option.type.__name__
-        raise InvalidConfig(f"{name}: expected {wanted}, got {value!r}", f"see {flag(name)}")
-    # 7 and 7.0 are one value, with one fingerprint
-    return option.type(value)
-
-
-OPTIONS: dict[str, Option] = dict(_named(f) for f in fields(RunConfig) if f.default is not MISSING)
+OPTIONS: dict[str, Option] = options.of(RunConfig)
+ADDED = {"set", *PARAMETERS} - {*OWN_COLUMNS}
 SHAPING = tuple(name for name, option in OPTIONS.items() if option.shapes)
-
-
-def flag(name: str) -> str:
-    """The command-line flag of a field: `pnp_f_t` is `--pnp-f-t`."""
-    return "--" + name.replace("_", "-")
 
 
 def switch(name: str, on: bool) -> str:
@@ -290,7 +227,10 @@ def default_of(name: str) -> Any:  # noqa: ANN401 - the type is the field's
 def shaping(config: RunConfig) -> dict[str, Any]:
     """The settings that shape a picture, resolved where that needs no model."""
     values = {name: getattr(config, name) for name in SHAPING}
-    return {**values, "inversion_steps": config.inversion}
+    # What an older version did not know is told where it is not as it always was.
+    new = {name for name in SHAPING if name in ADDED and values[name] == default_of(name)}
+    told = {name: value for name, value in values.items() if name not in new}
+    return {**told, "inversion_steps": config.sampling.inversion}
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

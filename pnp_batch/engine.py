@@ -192,6 +192,8 @@ class Engine:
                     self._prompts(rows),
                     self._noise(rows),
                     rows[0].parameters,
+                    tuple(_asked(row) for row in rows),
+                    self.model,
                 )
             )
         for cell, row in enumerate(grid.cells):
@@ -216,11 +218,12 @@ class Engine:
         device = self.model.device
         text = torch.stack([self.model.text(row.source_prompt) for row in rows])
         owner = torch.arange(shape.rows, device=device) // shape.share
+        trajectory = x0 = torch.empty(0)
         if method.inverts:
-            trajectories = [image.trajectory.to(device) for image in images]
-            return Guidance(torch.stack(trajectories, dim=1), text, owner)
-        x0 = torch.stack([image.x0 for image in images]).to(device)
-        return Guidance(torch.empty(0), text, owner, x0)
+            trajectory = torch.stack([image.trajectory.to(device) for image in images], dim=1)
+        if method.needs_x0 or not method.inverts:
+            x0 = torch.stack([image.x0 for image in images]).to(device)
+        return Guidance(trajectory, text, owner, x0)
 
     def _noise(self, rows: Sequence[Row]) -> torch.Tensor:
         """Noise (N, C, h, w) of each row's seed, whose first draw made its generated guidance."""
@@ -234,6 +237,10 @@ class Engine:
             negative=torch.stack([self.model.text(row.negative_prompt) for row in rows]),
             scale=scale,
         )
+
+
+def _asked(row: Row) -> methods.Asked:
+    return methods.Asked(row.prompt, row.negative_prompt, row.source_prompt, row.seed, row.own)
 
 
 def _led(grid: Grid[Row]) -> tuple[list[Row | None], methods.Method]:

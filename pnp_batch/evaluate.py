@@ -107,7 +107,7 @@ def evaluate(uri: str, settings: Settings, listener: Listener | None = None) -> 
         scored, state = 0, record.DONE
         if len(unscored):
             say(_progress(unscored, begun, "starting Ray"))
-            listing = Listing(read, config, methods.names())  # its rows are gone when it is
+            listing = Listing(read, config, methods.KNOWN)  # its rows are gone when it is
             unscored.find(listing)
             with cluster.connected(settings.address, settings.workers):
                 watched = partial(_watched, begun, mine, say)

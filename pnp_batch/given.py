@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from pnp_batch.config import OPTIONS, RunConfig, default_of, flag, switch
+from pnp_batch.config import OPTIONS, RunConfig, default_of, switch
 from pnp_batch.errors import InvalidConfig, WrongUsage, did_you_mean
+from pnp_batch.option import flag
 from pnp_batch.presets import PRESET, with_preset
 
 ENV_PREFIX = "PNP_BATCH_"
-_SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 def read_file(text: str, path: str) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]
             found[name] = tuple(part for part in text.split(",") if part)
             continue
         try:
-            found[name] = _SWITCH[text.lower()] if option.type is bool else option.type(text)
+            found[name] = option.parsed(text)
         except (ValueError, KeyError) as error:
             raise InvalidConfig(
                 f"{ENV_PREFIX}{name.upper()}={text!r}: expected {option.type.__name__}",

@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from pnp_batch import config as configuration
-from pnp_batch import manifest, methods, record, results
+from pnp_batch import manifest, methods, parameters, record, results
 from pnp_batch.batches import DEFAULT_BATCH_SIZE, Places, places
 from pnp_batch.config import RunConfig
-from pnp_batch.errors import InvalidConfig, OutputMismatch
+from pnp_batch.errors import InvalidConfig, OutputMismatch, did_you_mean
 from pnp_batch.listing import Listing
 from pnp_batch.models import ModelFiles, find, is_directory
+from pnp_batch.option import flag
 from pnp_batch.process import trim_memory
 from pnp_batch.results import Recorded, Summary
 from pnp_batch.source import SourcePolicy
@@ -85,7 +86,9 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
         OutputMismatch: the output was made with another configuration or from other rows.
     """
     config = _anchored(config)
-    methods.get(config.method)
+    method = methods.get(config.method)
+    parameters.resolved(method, config.parameters)
+    _check_set(config)
     read = manifest.read(config.manifest)
     schema = results.schema(read.extra)
     model = find(config.model, config.revision)
@@ -98,7 +101,7 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
     output = Storage(config.output)
     unknown = tuple(name for name in OF_DEVICE if settings[name] == "auto")
     record.refuse_other(output, settings, ignore=unknown)
-    every = Listing(read, config, methods.names())
+    every = Listing(read, config, methods.KNOWN)
     there = results.recorded(output)
     place = _places_of(there, every, output)[: config.limit]
     asked = np.zeros(len(there) + 1, bool)
@@ -154,12 +157,20 @@ def _anchored(config: RunConfig) -> RunConfig:
 
 def _check_steps(config: RunConfig, model: ModelFiles) -> None:
     known = int(model.configs["scheduler"].get("num_train_timesteps", 1000))
-    for name, value in (("steps", config.steps), ("inversion_steps", config.inversion)):
+    for name, value in (("steps", config.steps), ("inversion_steps", config.sampling.inversion)):
         if value > known:
             raise InvalidConfig(
                 f"{name} is {value}, but the model was trained with {known} timesteps",
-                f"use {configuration.flag(name)} {known} or less",
+                f"use {flag(name)} {known} or less",
             )
+
+
+def _check_set(config: RunConfig) -> None:
+    known = {name for method in methods.KNOWN.values() for name in method.options}
+    for name in parameters.set_values(config.set):
+        if name not in known:
+            near = did_you_mean(name, known) if known else "no method is installed beside our own"
+            raise InvalidConfig(f"set: no method has a parameter {name!r}", near)
 
 
 def _places_of(there: Recorded, every: Listing, output: Storage) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import shutil
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ class Listing:
         recipes: the distinct values of `RECIPE`; nulls for rows that are not usable.
     """
 
-    def __init__(self, manifest: Manifest, config: RunConfig, methods: Collection[str]) -> None:
+    def __init__(self, manifest: Manifest, config: RunConfig, methods: rows.Methods) -> None:
         """Expands a manifest.
 
         Raises:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 
-from pnp_batch.batches import RECIPE, Place
+from pnp_batch.batches import Place
 from pnp_batch.diffusion.inversion import invert
 from pnp_batch.diffusion.sampling import Prompts, generate, noise
 from pnp_batch.diffusion.schedule import Schedule
@@ -31,7 +31,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Row:
-    """One picture to make. `pixels` is the prepared guidance image, None to generate it."""
+    """One picture to make.
+
+    Attributes:
+        pixels: the prepared guidance image, None to generate it.
+        parameters: the method's, as far as all rows of a batch share them.
+        own: those that each row has for itself.
+    """
 
     row_id: str
     guidance: str
@@ -43,12 +49,13 @@ class Row:
     source_prompt: str = ""
     seed: int = 0
     guidance_scale: float = 7.5
-    parameters: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def recipe(self) -> tuple[object, ...]:
         """Rows with another one cannot share a UNet batch."""
-        return (self.method, *(self.parameters.get(name) for name in RECIPE[1:]))
+        return (self.method, *sorted(self.parameters.items()))
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,16 @@ class Origins:
             if any(wanted):
                 made = make(wanted)
                 found |= {row.guidance: self._remember(row, origin) for row, origin in made}
+        if method.needs_x0 and method.inverts:
+            found = {name: self._with_x0(name, origin) for name, origin in found.items()}
         return found
+
+    def _with_x0(self, name: str, origin: Origin) -> Origin:
+        if len(origin.x0) or origin.image is None:
+            return origin
+        x0 = self._model.encode(origin.image)
+        self._found[name] = replace(self._found[name], x0=x0)
+        return replace(origin, x0=x0)
 
     def _remember(self, row: Row, origin: Origin) -> Origin:
         # Rows of the image that come later find it here, and find it in the cache of their job.

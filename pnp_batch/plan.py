@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from pnp_batch import methods, record, source
-from pnp_batch.batches import RECIPE
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import RowError
 from pnp_batch.flops import UNetFlops, unet_flops, vae_flops
@@ -139,7 +139,8 @@ def _rate(job: Job, row_tflop: float, device: str, given: float | None) -> tuple
 
 def _encoded(job: Job, rows: np.ndarray, *, inverted: bool) -> np.ndarray:
     """Of some rows those whose image is encoded: to be inverted, or as it is."""
-    known = {name: methods.get(name) for name in methods.names()}
+    used = {recipe["method"] for recipe in job.listing.recipes} - {None}
+    known = {name: methods.get(name) for name in used}
     kinds = {n for n, method in known.items() if method.uses_model and method.inverts == inverted}
     meant = np.array([recipe["method"] in kinds for recipe in job.listing.recipes])
     given = job.listing.origin[rows] != GENERATED
@@ -210,9 +211,9 @@ def _spending(job: Job, rows: np.ndarray, inversions: int) -> _Spending:
     flop += drawn * (2 * whole * unet.full + 2 * shallow * unet.shallow + decode)
     for recipe, count, images in _recipes(job, rows):
         method = methods.get(str(recipe["method"]))
-        given = {name: recipe[name] for name in RECIPE[1:] if recipe[name] is not None}
-        cost = method.cost(sampling, given)
+        cost = method.cost(sampling, json.loads(recipe["shared"]))
         guidance, translated = _flops(cost, unet)
+        translated += cost.decodes * 3 * decode
         spent["guidance"] += images * cost.guidance
         spent["translated"] += count * (cost.translated + cost.translated_shallow)
         flop += images * guidance + count * (translated + decode * method.uses_model)
@@ -224,7 +225,10 @@ def _flops(cost: methods.Cost, unet: UNetFlops) -> tuple[float, float]:
     guidance = cost.guidance_to_attention * unet.to_attention
     guidance += cost.guidance_to_feature * unet.to_feature
     guidance += cost.guidance_shallow * unet.shallow_to_attention
-    row = cost.translated * unet.full + cost.translated_shallow * unet.shallow
+    guidance += (cost.guidance_whole + 2 * cost.guidance_gradients) * unet.full
+    row = (
+        cost.translated + 2 * cost.gradients
+    ) * unet.full + cost.translated_shallow * unet.shallow
     row -= cost.injected_features * unet.feature_branch
     row -= cost.injected_attention * unet.qk_shared + cost.injected_shallow * unet.shallow_qk
     return guidance, row

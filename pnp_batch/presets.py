@@ -1,4 +1,4 @@
-"""Presets: named values of the options that trade the picture for time.
+"""Presets: named values of the options that trade the picture for time, and variants of methods.
 
 docs/performance.md has what they cost, and what else was tried and was worse.
 """
@@ -15,6 +15,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "exact": {},
     "balanced": {"deep_every": 2},
     "fast": {"steps": 20, "deep_every": 2},
+    # The three noise levels that papers compare with.
+    "sdedit-low": {"method": "sdedit", "strength": 0.5},
+    "sdedit-medium": {"method": "sdedit", "strength": 0.7},
+    "sdedit-high": {"method": "sdedit", "strength": 0.85},
 }
 
 

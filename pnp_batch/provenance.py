@@ -29,7 +29,7 @@ KEY = "pnp-batch"
 # The columns of the results that a picture tells, as far as they shaped its row.
 TOLD = (
     *("row_id", "prompt", "negative_prompt", "source_prompt", "method", "seed"),
-    *("guidance_scale", "pnp_f_t", "pnp_attn_t", "strength"),
+    *("guidance_scale", "pnp_f_t", "pnp_attn_t", "strength", "parameters"),
     *("steps", "inversion_steps", "deep_every", "resolution", "fit", "source_sha256"),
 )
 # Characters of a text that a file may carry: metadata of a JPEG must fit into 64 KiB as JSON,

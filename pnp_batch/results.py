@@ -61,6 +61,7 @@ SCHEMA = pa.schema(
         ("pnp_f_t", pa.float64()),
         ("pnp_attn_t", pa.float64()),
         ("strength", pa.float64()),
+        ("parameters", pa.string()),
         ("steps", pa.int32()),
         ("inversion_steps", pa.int32()),
         ("deep_every", pa.int32()),

@@ -8,17 +8,20 @@ wrong with it, and it becomes an error row of the results.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pnp_batch import parameters
 from pnp_batch.config import OPTIONS, RunConfig
-from pnp_batch.errors import did_you_mean
+from pnp_batch.errors import InvalidConfig, did_you_mean
 from pnp_batch.identity import Ids, as_json, derived_seed, guidance_names, row_hashes, sha256
-from pnp_batch.manifest import KNOWN_COLUMNS, LISTED, NUMBER_COLUMNS, Manifest
+from pnp_batch.manifest import KNOWN_COLUMNS, LISTED, NUMBER_COLUMNS, PARAMETERS, Manifest
+from pnp_batch.parameters import OWN_COLUMNS, Takes
 
 # The columns of a row before the manifest's own extra ones. `row_hash` tells whether a row has
 # changed since it was recorded; rows with the same `guidance` share inversion and guidance branch.
@@ -38,21 +41,25 @@ SCHEMA = pa.schema(
         ("pnp_f_t", pa.float64()),
         ("pnp_attn_t", pa.float64()),
         ("strength", pa.float64()),
+        ("shared", pa.string()),  # what all rows of a batch have in common, as JSON
+        ("own", pa.string()),  # and what each has for itself
         ("problem", pa.string()),
     ]
 )
 # What stands before the name of an extra column, which may be any of ours.
 EXTRA = "extra: "
+SETTLED = 4096  # distinct sets of parameters that are remembered
 SHARES = ("pnp_f_t", "pnp_attn_t", "strength")
+Methods = Mapping[str, Takes]
 
 
-def expand(manifest: Manifest, config: RunConfig, methods: Collection[str]) -> Iterator[pa.Table]:
+def expand(manifest: Manifest, config: RunConfig, methods: Methods) -> Iterator[pa.Table]:
     """Makes the output rows of a manifest, some at a time.
 
     Args:
         manifest: the checked manifest.
         config: the job, whose values stand where a row has none of its own.
-        methods: the names that a row's `method` may have.
+        methods: those that a row may name.
 
     Yields:
         Tables of `SCHEMA` and the manifest's extra columns, their names behind `EXTRA`.
@@ -75,16 +82,20 @@ def identified(manifest: Manifest) -> Iterator[tuple[pa.RecordBatch, list[str]]]
 class _Expansion:
     """Expands a manifest chunk by chunk; keeps what the chunks have in common."""
 
-    def __init__(self, config: RunConfig, methods: Collection[str]) -> None:
+    def __init__(self, config: RunConfig, methods: Methods) -> None:
         self._config = config
+        self._job = config.parameters
         self._methods = methods
         self._ids = Ids()
+        self._settled: dict[tuple[Any, ...], tuple[str | None, str | None, str | None]] = {}
 
     def rows(self, chunk: pa.RecordBatch, extra: Sequence[str]) -> pa.Table:
         """The output rows of some manifest rows: one each, or one for each entry of a list."""
         prompts = _Prompts.of(chunk)
         columns = self._columns(chunk, prompts)
-        columns["problem"] = pa.array(_problems(columns, self._methods), pa.string())
+        problems = _problems(columns, self._methods)
+        self._settle(columns, _column(chunk, PARAMETERS, pa.string()), problems)
+        columns["problem"] = pa.array(problems, pa.string())
         made = {name: values.take(prompts.origin) for name, values in columns.items()}
         made["row_id"] = pa.array(prompts.numbered(made["row_id"].to_pylist()), pa.string())
         made["prompt"] = prompts.texts
@@ -97,6 +108,38 @@ class _Expansion:
                 [*SCHEMA, *(chunk.schema.field(name).with_name(EXTRA + name) for name in extra)]
             ),
         )
+
+    def _settle(
+        self, columns: dict[str, pa.Array], given: pa.Array, problems: list[str | None]
+    ) -> None:
+        """Settles the parameters of rows, and notes which of them have wrong ones."""
+        names = ("method", *OWN_COLUMNS)
+        told = zip(*(columns[name].to_pylist() for name in names), given.to_pylist(), strict=True)
+        found: list[tuple[str | None, str | None]] = []
+        for index, values in enumerate(told):
+            if problems[index] is not None:
+                found.append((None, None))
+                continue
+            if values not in self._settled:
+                if len(self._settled) >= SETTLED:
+                    self._settled.clear()
+                self._settled[values] = self._values(*values)
+            *both, problems[index] = self._settled[values]
+            found.append((both[0], both[1]))
+        for place, name in enumerate(("shared", "own")):
+            columns[name] = pa.array([values[place] for values in found], pa.string())
+
+    def _values(self, method: str, *told: Any) -> tuple[str | None, str | None, str | None]:
+        """The shared and own parameters of rows that say the same, or what is wrong with them."""
+        *columns, given = told
+        takes = self._methods[method]
+        try:
+            row = parameters.of_row(takes, given)
+            values = {**self._job, **row, **dict(zip(OWN_COLUMNS, columns, strict=True))}
+            settled = parameters.resolved(takes, values)
+        except InvalidConfig as error:
+            return None, None, f"{error}; {error.hint}"
+        return parameters.shared(takes, settled), parameters.own(takes, settled), None
 
     def _columns(self, chunk: pa.RecordBatch, prompts: _Prompts) -> dict[str, pa.Array]:
         """What all entries of a manifest row have in common."""
@@ -214,7 +257,7 @@ def _column(chunk: pa.RecordBatch, name: str, kind: pa.DataType) -> pa.Array:
     return chunk[name] if known else pa.nulls(len(chunk), kind)
 
 
-def _problems(columns: dict[str, pa.Array], methods: Collection[str]) -> list[str | None]:
+def _problems(columns: dict[str, pa.Array], methods: Methods) -> list[str | None]:
     """What makes each row unusable whatever its prompt, or None."""
     found: list[str | None] = [None] * len(columns["row_id"])
 
@@ -227,7 +270,7 @@ def _problems(columns: dict[str, pa.Array], methods: Collection[str]) -> list[st
     told = "image is null; give it an image, or a source_prompt to generate one from"
     refuse(pc.and_(image_less, unprompted), lambda _: told)
     names = columns["method"]
-    known = pc.is_in(names, pa.array(methods, pa.string()))
+    known = pc.is_in(names, pa.array(list(methods), pa.string()))
     refuse(pc.invert(known), lambda index: _unknown(names[index].as_py(), methods))
     limits = [(name, 1.0) for name in SHARES]
     limits.append(("guidance_scale", OPTIONS["guidance_scale"].high or math.inf))
@@ -243,5 +286,5 @@ def _problems(columns: dict[str, pa.Array], methods: Collection[str]) -> list[st
     return found
 
 
-def _unknown(method: str, methods: Collection[str]) -> str:
+def _unknown(method: str, methods: Methods) -> str:
     return f"method {method!r} is unknown; {did_you_mean(method, methods)}"

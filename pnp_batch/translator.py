@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pnp_batch import methods, source
+from pnp_batch import parameters as settled
 from pnp_batch.batches import DEFAULT_BATCH_SIZE, PLACE, RECIPE, Place, with_places
 from pnp_batch.config import RunConfig
 from pnp_batch.engine import Engine
@@ -18,6 +20,7 @@ from pnp_batch.identity import derived_seed
 from pnp_batch.latents import LatentCache
 from pnp_batch.models import DEMO, StableDiffusion, find
 from pnp_batch.origins import Row
+from pnp_batch.parameters import OPTIONS
 from pnp_batch.presets import PRESET, with_preset
 from pnp_batch.storage import Storage
 
@@ -25,16 +28,13 @@ PARAMETERS = (
     "method",
     "steps",
     "inversion_steps",
-    "guidance_scale",
-    "negative_prompt",
-    "pnp_f_t",
-    "pnp_attn_t",
-    "strength",
     "deep_every",
     "resolution",
     "fit",
     "batch_size",
     "seed",
+    "set",
+    *OPTIONS,
 )
 
 
@@ -151,11 +151,13 @@ def _rows(
             raise InvalidRow(f"prompt {row_id} is null or empty; give it a text")
     if not flat:
         return []
-    recipe = {name: getattr(config, name, None) for name in RECIPE}
+    method = methods.get(config.method)
+    values = settled.resolved(method, config.parameters)
+    recipe = {"method": config.method, "shared": settled.shared(method, values)}
     table = pa.table(
         {
             "guidance": [names[index] for index, _, _ in flat],
-            **{name: [value] * len(flat) for name, value in recipe.items()},
+            **{name: [recipe[name]] * len(flat) for name in RECIPE},
         }
     )
     placed = with_places(table, config.batch_size or DEFAULT_BATCH_SIZE, ahead=ahead)
@@ -171,7 +173,8 @@ def _rows(
             negative_prompt=config.negative_prompt,
             seed=derived_seed(config.seed, names[index]),
             guidance_scale=config.guidance_scale,
-            parameters={k: v for k, v in recipe.items() if k != "method" and v is not None},
+            parameters=json.loads(recipe["shared"]),
+            own=json.loads(settled.own(method, values)),
         )
         for (index, row_id, text), place in zip(flat, places, strict=True)
     ]

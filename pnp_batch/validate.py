@@ -60,7 +60,7 @@ def validate(config: RunConfig, *, images: bool = False) -> Validation:
     """
     manifest = read(config.manifest)
     results.schema(manifest.extra)
-    listing = Listing(manifest, config, methods.names())
+    listing = Listing(manifest, config, methods.KNOWN)
     firsts = np.sort(np.unique(listing.guidance, return_index=True)[1])
     failed: dict[int, RowError] = {}
     if images:

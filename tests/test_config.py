@@ -10,6 +10,7 @@ import pytest
 from pnp_batch import config, given
 from pnp_batch.config import OPTIONS, SHAPING, RunConfig
 from pnp_batch.errors import EXIT_INVALID, EXIT_USAGE, InvalidConfig, WrongUsage
+from pnp_batch.parameters import OPTIONS as PARAMETERS
 from pnp_batch.presets import PRESETS
 
 NEEDED = {"manifest": "m.csv", "output": "out"}
@@ -20,11 +21,37 @@ OTHER = {
     "method": "sdedit",
     "steps": 25,
     "inversion_steps": 100,
+    "set": ("glow=2",),
     "guidance_scale": 3.0,
     "negative_prompt": "blurry",
     "pnp_f_t": 0.1,
     "pnp_attn_t": 0.1,
     "strength": 0.5,
+    "pnp_f_layers": "4,7-9",
+    "pnp_attn_layers": "4-8",
+    "inversion": "direct",
+    "subject": "cat",
+    "mask_mode": "both",
+    "mask_threshold": 0.3,
+    "mask_dilation": 1,
+    "mask_softness": 0.5,
+    "cross_steps": 0.4,
+    "self_steps": 0.6,
+    "reweight": "red=2",
+    "local_blend": True,
+    "masactrl_step": 2,
+    "masactrl_layer": 8,
+    "masactrl_mask": True,
+    "clip": "openai/clip-vit-base-patch32",
+    "optimiser_steps": 100,
+    "learning_rate": 0.01,
+    "cutouts": 8,
+    "clip_weight": 2.0,
+    "structure_weight": 3.0,
+    "source_weight": 0.4,
+    "latent_weight": 0.1,
+    "sparsity_weight": 6.0,
+    "training_images": 10,
     "deep_every": 3,
     "resolution": 64,
     "fit": "pad",
@@ -57,7 +84,7 @@ OTHER = {
 SHAPES = {
     *("method", "steps", "inversion_steps", "guidance_scale", "negative_prompt", "pnp_f_t"),
     *("pnp_attn_t", "strength", "resolution", "fit", "image_format", "device", "dtype", "seed"),
-    *("deep_every", "provenance", "sink"),
+    *("deep_every", "provenance", "sink", "set", *PARAMETERS),
 }
 
 
@@ -191,8 +218,8 @@ def test_other_values_than_the_default_are_taken(name):
 
 
 def test_inversion_steps_are_a_multiple_of_steps():
-    assert built(steps=10, inversion_steps=30).inversion == 30
-    assert built(steps=10).inversion == 10
+    assert built(steps=10, inversion_steps=30).sampling.inversion == 30
+    assert built(steps=10).sampling.inversion == 10
     assert "not a multiple of steps" in refusal(steps=10, inversion_steps=25)
     assert "not a multiple of steps" in refusal(steps=10, inversion_steps=5)
 

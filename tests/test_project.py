@@ -38,6 +38,8 @@ FLOORS = (
         *(
             "errors",
             "steps",
+            "option",
+            "parameters",
             "config",
             "presets",
             "given",
@@ -67,8 +69,8 @@ FLOORS = (
     ("flops", "world", "source", "provenance", "building", "models", "latents"),
     (
         *("diffusion.schedule", "diffusion.sites", "diffusion.stopwatch", "diffusion.unet"),
-        *("diffusion.attention", "diffusion.injection", "diffusion.inversion"),
-        *("diffusion.sampling", "diffusion.tuning"),
+        *("diffusion.attention", "diffusion.maps", "diffusion.injection", "diffusion.inversion"),
+        *("diffusion.critic", "diffusion.sampling", "diffusion.tuning"),
     ),
     ("methods",),
     ("origins", "engine", "translator", "sink", "job", "evaluation", "summary"),

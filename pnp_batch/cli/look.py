@@ -98,15 +98,14 @@ def gc(output: str, delete: bool, latents: bool, as_json: bool) -> None:
 def methods(as_json: bool) -> None:
     """List the translation methods, their parameters and what they cost."""
     from pnp_batch import methods as library
-    from pnp_batch.config import default_of
+    from pnp_batch.parameters import resolved
     from pnp_batch.steps import Sampling
 
     told, lines = [], []
     for name in library.names():
         method = library.get(name)
-        defaults = {p: default_of(p) for p in method.parameters}
-        shares = {name: value for name, value in defaults.items() if isinstance(value, float)}
-        cost = method.cost(Sampling(steps=50), shares)
+        defaults = resolved(method, {})
+        cost = method.cost(Sampling(steps=50), defaults)
         told.append(
             {
                 "name": name,

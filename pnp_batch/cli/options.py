@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pnp_batch import config
-from pnp_batch.config import OPTIONS, Option, RunConfig
+from pnp_batch.config import OPTIONS, RunConfig
 from pnp_batch.errors import InvalidConfig
 from pnp_batch.given import build, read_file
+from pnp_batch.option import Option, flag
 from pnp_batch.presets import PRESET, PRESETS
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def job(command: F) -> F:
 def preset(command: F) -> F:
     """`--preset`, which stands for several options."""
     return click.option(
-        config.flag(PRESET),
+        flag(PRESET),
         PRESET,
         type=click.Choice(list(PRESETS)),
         help="Values of the options that trade the picture for time; other options beat it."
@@ -82,7 +83,7 @@ def _flag(name: str, option: Option) -> Callable[[F], F]:
         return click.option(both, name, default=None, help=told + shown)
     shown = "" if default in (None, "", ()) else f"  [default: {default}]"
     return click.option(
-        config.flag(name),
+        flag(name),
         name,
         type=_type(option),
         metavar=option.metavar or None,

@@ -22,7 +22,8 @@ class Guidance:
             method that does not invert.
         text: embeddings of the prompts they were inverted or generated with, (G, tokens, D).
         owner: for each of the N rows the index of its guidance image, int64 (N,).
-        x0: latents of the images themselves, float32 (G, C, h, w); empty for a method that inverts.
+        x0: latents of the images themselves, float32 (G, C, h, w); empty for a method that needs
+            none.
     """
 
     trajectory: torch.Tensor

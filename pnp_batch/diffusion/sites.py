@@ -67,6 +67,39 @@ def transformer_block(unet: nn.Module, layer: int) -> Any:  # noqa: ANN401 - Bas
     return blocks[0]
 
 
+def transformers(unet: nn.Module, level: int | None = None) -> tuple[Any, ...]:
+    """The transformer blocks of a UNet in the order of an evaluation: of SD 1.x and 2.x sixteen.
+
+    Six on the way down, one in the middle, nine on the way up, as MasaCtrl numbers them.
+
+    Args:
+        unet: of that layout.
+        level: only those of one resolution, 0 the full one; the middle has none of its own.
+
+    Raises:
+        InvalidModel: it has none.
+    """
+    parts: Any = unet
+    down = list(enumerate(parts.down_blocks))
+    up = list(enumerate(parts.up_blocks))
+    found = [
+        (own, attention.transformer_blocks[0])
+        for own, block in [
+            *down,
+            (-1, parts.mid_block),
+            *((len(up) - 1 - number, block) for number, block in up),
+        ]
+        for attention in getattr(block, "attentions", None) or ()
+        if hasattr(attention, "transformer_blocks")
+    ]
+    blocks = tuple(block for own, block in found if level is None or own == level)
+    if not blocks:
+        raise InvalidModel(
+            "the UNet has no cross-attention to read", "use a Stable Diffusion 1.x or 2.x model"
+        )
+    return blocks
+
+
 def _layer(unet: nn.Module, kind: str, layer: int) -> nn.Module:
     block, index = divmod(layer, LAYERS_PER_BLOCK)
     blocks: Any = getattr(unet, "up_blocks", ())

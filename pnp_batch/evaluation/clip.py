@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pnp_batch.errors import InvalidModel
-from pnp_batch.evaluation.networks import Network, load
 from pnp_batch.evaluation.pair import Found, NotScored, Pair
+from pnp_batch.models.networks import Network, load
 
 TEXTS_KEPT = 4096
 FLAT = 1e-5  # the length below which a change of unit vectors is rounding

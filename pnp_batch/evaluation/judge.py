@@ -10,12 +10,12 @@ from pnp_batch.errors import InvalidModel
 from pnp_batch.evaluation.background import Background
 from pnp_batch.evaluation.clip import Clip
 from pnp_batch.evaluation.drawn import Drawn
-from pnp_batch.evaluation.networks import CLIP, SQUEEZENET, VIT, Network, find, find_weights
 from pnp_batch.evaluation.pair import Found, Metric, NotScored, Pair
 from pnp_batch.evaluation.perceptual import Perceptual
 from pnp_batch.evaluation.pixels import Pixels
 from pnp_batch.evaluation.structure import Structure
 from pnp_batch.models import DEMO
+from pnp_batch.models.networks import CLIP, SQUEEZENET, VIT, Network, find, find_weights
 
 # The families of scores, in the order in which they are computed and told.
 FAMILIES: dict[str, tuple[str, ...]] = {

@@ -14,8 +14,8 @@ import torchmetrics
 from torch import nn
 
 from pnp_batch.errors import InvalidModel
-from pnp_batch.evaluation.networks import SQUEEZENET_URL, Network
 from pnp_batch.evaluation.pair import Found, NotScored, Pair, pixels
+from pnp_batch.models.networks import SQUEEZENET_URL, Network
 
 # Where the network is tapped, as indices into torchvision's `features`.
 TAPS = (0, 2, 5, 8, 10, 11, 12, 13)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pnp_batch.errors import InvalidModel
-from pnp_batch.evaluation.networks import Network, load
 from pnp_batch.evaluation.pair import Found, NotScored, Pair, pixels
+from pnp_batch.models.networks import Network, load
 
 KEYS = ("key", "k_proj")  # what transformers calls the projection, by model and version
 

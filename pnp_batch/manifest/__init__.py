@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pnp_batch.errors import InvalidManifest
-from pnp_batch.manifest.columns import KNOWN_COLUMNS, LISTED, NUMBER_COLUMNS, checked
+from pnp_batch.manifest.columns import KNOWN_COLUMNS, LISTED, NUMBER_COLUMNS, PARAMETERS, checked
 from pnp_batch.manifest.files import File, parse
 from pnp_batch.manifest.places import find
 from pnp_batch.storage import Storage
 
-__all__ = ["KNOWN_COLUMNS", "LISTED", "NUMBER_COLUMNS", "Manifest", "read"]
+__all__ = ["KNOWN_COLUMNS", "LISTED", "NUMBER_COLUMNS", "PARAMETERS", "Manifest", "read"]
 
 
 @dataclass(frozen=True)

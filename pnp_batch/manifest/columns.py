@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -9,7 +11,9 @@ from pnp_batch.errors import InvalidManifest, did_you_mean
 
 TEXT_COLUMNS = ("row_id", "negative_prompt", "source_prompt", "method")
 NUMBER_COLUMNS = ("guidance_scale", "pnp_f_t", "pnp_attn_t", "strength")
-KNOWN_COLUMNS = ("image", "prompt", *TEXT_COLUMNS, "seed", *NUMBER_COLUMNS)
+PARAMETERS = "parameters"
+"""Any others of the row's method: a struct, or a JSON object as text."""
+KNOWN_COLUMNS = ("image", "prompt", *TEXT_COLUMNS, "seed", *NUMBER_COLUMNS, PARAMETERS)
 # All images of a manifest together may well be more than the 2 GiB of a plain binary array.
 IMAGE_TYPE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
 # A checked table holds every prompt as a list; this column says which were lists to begin with.
@@ -46,6 +50,8 @@ def _column(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
         return _image(column, where) if name == "image" else column
     if pa.types.is_null(column.type):
         return column.cast(_wanted(name))
+    if name == PARAMETERS and pa.types.is_struct(column.type):
+        return _as_json(column)
     fits = {
         pa.string(): _is_text,
         pa.int64(): pa.types.is_integer,
@@ -59,6 +65,16 @@ def _column(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
         raise InvalidManifest(
             f"{where}: column {name!r} holds a value out of range: {error}", "mend that value"
         ) from error
+
+
+def _as_json(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A struct's values as JSON objects, without those that are null."""
+    told = (
+        None if row is None else {n: v for n, v in row.items() if v is not None}
+        for row in column.to_pylist()
+    )
+    texts = [None if not row else json.dumps(row, sort_keys=True, default=str) for row in told]
+    return pa.chunked_array([pa.array(texts, pa.string())])
 
 
 def _wanted(name: str) -> pa.DataType:

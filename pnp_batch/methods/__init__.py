@@ -5,14 +5,15 @@ A plug-in names a subclass of `Method` in its entry-point group `pnp_batch.metho
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from pnp_batch.errors import InvalidConfig, did_you_mean
-from pnp_batch.methods.base import Batch, Cost, Method
+from pnp_batch.methods.base import Asked, Batch, Cost, Method
 
-__all__ = ["GROUP", "Batch", "Cost", "Method", "get", "names"]
+__all__ = ["GROUP", "KNOWN", "Asked", "Batch", "Cost", "Method", "get", "names"]
 
 GROUP = "pnp_batch.methods"
 _OWN = {
@@ -48,3 +49,21 @@ def get(name: str) -> Method:
             f"method {name!r}: its entry point is no Method", "see CONTRIBUTING, `Add a method`"
         )
     return made
+
+
+class _Known(Mapping[str, Method]):
+    """All methods by name; a plug-in is loaded when it is asked for."""
+
+    def __getitem__(self, name: str) -> Method:
+        if name not in names():
+            raise KeyError(name)
+        return get(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(names())
+
+    def __len__(self) -> int:
+        return len(names())
+
+
+KNOWN: Mapping[str, Method] = _Known()

@@ -7,9 +7,11 @@ imports torch only when it translates, so that `plan` and `validate` know every 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from pnp_batch.errors import InvalidConfig
+from pnp_batch.option import Option
 from pnp_batch.steps import Sampling
 
 if TYPE_CHECKING:
@@ -18,6 +20,25 @@ if TYPE_CHECKING:
     from pnp_batch.diffusion.sampling import Guidance, Prompts
     from pnp_batch.diffusion.schedule import Schedule
     from pnp_batch.diffusion.unet import UNet
+    from pnp_batch.models import StableDiffusion
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one row of a batch asks for, in words.
+
+    Attributes:
+        prompt, negative_prompt: of the row.
+        source_prompt: that its guidance image was inverted or generated with; may be empty.
+        seed: of the row.
+        parameters: those of the method that each row has for itself, such as `subject`.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    source_prompt: str = ""
+    seed: int = 0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -27,11 +48,13 @@ class Batch:
     Attributes:
         unet: the denoiser.
         schedule: the sampling schedule.
-        guidance: trajectories (steps, G, C, h, w) if the method inverts, else latents x0
-            (G, C, h, w); their prompts, and each row's image.
+        guidance: trajectories (steps, G, C, h, w) if the method inverts, latents x0
+            (G, C, h, w) if it does not or needs them too; their prompts, and each row's image.
         prompts: target and negative embeddings and guidance scale of each row.
         noise: standard normal, of each row's own seed, float32 (N, C, h, w).
-        parameters: the method's own parameters, the same for all rows of a batch.
+        parameters: the method's own parameters that all rows of the batch share.
+        rows: what each of the N rows asks for, in words.
+        model: encodes texts and pictures, decodes latents.
     """
 
     unet: UNet
@@ -39,7 +62,9 @@ class Batch:
     guidance: Guidance
     prompts: Prompts
     noise: torch.Tensor
-    parameters: Mapping[str, float]
+    parameters: Mapping[str, Any]
+    rows: tuple[Asked, ...] = ()
+    model: StableDiffusion | None = None
 
 
 @dataclass(frozen=True)
@@ -51,26 +76,35 @@ class Cost:
         guidance_to_attention: evaluations of the guidance branch up to the last attention site.
         guidance_to_feature: evaluations of the guidance branch up to the feature site.
         guidance_shallow: shallow evaluations of the guidance branch up to its attention site.
+        guidance_whole: whole evaluations of the guidance branch.
+        guidance_gradients: of which so many come with a pass backwards.
         translated: whole evaluations for each output row.
         translated_shallow: shallow ones.
         injected_features, injected_attention: how many whole ones skip what is injected.
         injected_shallow: how many shallow ones do.
+        gradients: how many of an output row's whole ones come with a pass backwards.
+        decodes: decodings of an output row's latents with a pass backwards, through a CLIP.
     """
 
     inversion: bool = False
     guidance_to_attention: int = 0
     guidance_to_feature: int = 0
     guidance_shallow: int = 0
+    guidance_whole: int = 0
+    guidance_gradients: int = 0
     translated: int = 0
     translated_shallow: int = 0
     injected_features: int = 0
     injected_attention: int = 0
     injected_shallow: int = 0
+    gradients: int = 0
+    decodes: int = 0
 
     @property
     def guidance(self) -> int:
         """Evaluations of the guidance branch, however far they go."""
-        return self.guidance_to_attention + self.guidance_to_feature + self.guidance_shallow
+        to_sites = self.guidance_to_attention + self.guidance_to_feature + self.guidance_shallow
+        return to_sites + self.guidance_whole
 
 
 class Method:
@@ -80,20 +114,43 @@ class Method:
         name: how the user calls it.
         summary: one line for `pnp-batch methods`.
         paper: where it was published, empty for the two that are not edits.
-        parameters: those of its options that shape its pictures.
+        parameters: names of those that shape its pictures: fields of `Parameters`, or of `options`.
+        defaults: values of those that have none for all methods.
+        options: a plug-in's own parameters, which users give by `--set`.
+        inversions: the kinds of inversion it can start from, where it takes that parameter.
         inverts: whether it starts from the guidance image's trajectory; if not, it gets the
             image's own latents x0.
+        needs_x0: whether it gets these also if it inverts.
         uses_model: False if the translation is the guidance image itself.
+        exact_steps: whether every step has to evaluate the whole UNet (`deep_every` 1).
     """
 
     name: str
     summary: str
     paper: str = ""
     parameters: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = {}
+    options: Mapping[str, Option] = {}
+    inversions: tuple[str, ...] = ("ddim",)
     inverts: bool = True
+    needs_x0: bool = False
     uses_model: bool = True
+    exact_steps: bool = False
 
-    def cost(self, sampling: Sampling, parameters: Mapping[str, float]) -> Cost:
+    def check(self, parameters: Mapping[str, Any]) -> None:
+        """Refuses values that do not fit the method or each other.
+
+        Raises:
+            InvalidConfig: it names the parameter and what would do.
+        """
+        inversion = parameters.get("inversion")
+        if inversion is not None and inversion not in self.inversions:
+            raise InvalidConfig(
+                f"inversion: {self.name} knows no {inversion!r}",
+                f"use one of {', '.join(self.inversions)}",
+            )
+
+    def cost(self, sampling: Sampling, parameters: Mapping[str, Any]) -> Cost:
         """Counts the UNet evaluations of one guidance image and of one row."""
         raise NotImplementedError(self.name)
 

@@ -6,6 +6,7 @@ It needs no UNet, which makes it the way to measure the pipeline alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from pnp_batch.methods.base import Batch, Cost, Method
 from pnp_batch.steps import Sampling
@@ -19,7 +20,7 @@ class Copy(Method):
     inverts = False
     uses_model = False
 
-    def cost(self, sampling: Sampling, parameters: Mapping[str, float]) -> Cost:
+    def cost(self, sampling: Sampling, parameters: Mapping[str, Any]) -> Cost:
         """Nothing is evaluated."""
         return Cost()
 

@@ -7,7 +7,7 @@ Translation, CVPR 2023, arXiv 2211.12572, algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pnp_batch.methods.base import Batch, Cost, Method
 from pnp_batch.steps import Sampling
@@ -25,7 +25,7 @@ class PlugAndPlay(Method):
     paper = "Tumanyan et al., CVPR 2023, arXiv 2211.12572"
     parameters = ("guidance_scale", "negative_prompt", "pnp_f_t", "pnp_attn_t")
 
-    def cost(self, sampling: Sampling, parameters: Mapping[str, float]) -> Cost:
+    def cost(self, sampling: Sampling, parameters: Mapping[str, Any]) -> Cost:
         """The guidance branch runs as far and as long as something is injected from it."""
         features, attention = _injected_steps(sampling.steps, parameters)
         whole, shallow = sampling.evaluations(sampling.steps)
@@ -58,5 +58,5 @@ class PlugAndPlay(Method):
         )
 
 
-def _injected_steps(steps: int, parameters: Mapping[str, float]) -> tuple[int, int]:
+def _injected_steps(steps: int, parameters: Mapping[str, Any]) -> tuple[int, int]:
     return int(steps * parameters["pnp_f_t"]), int(steps * parameters["pnp_attn_t"])

@@ -6,7 +6,7 @@ The end of every trade-off plot where nothing is edited, and the measure of an i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pnp_batch.methods.base import Batch, Cost, Method
 from pnp_batch.steps import Sampling
@@ -21,7 +21,7 @@ class Reconstruct(Method):
     name = "reconstruct"
     summary = "inversion and back, the prompt is not used"
 
-    def cost(self, sampling: Sampling, parameters: Mapping[str, float]) -> Cost:
+    def cost(self, sampling: Sampling, parameters: Mapping[str, Any]) -> Cost:
         """One evaluation a step."""
         whole, shallow = sampling.evaluations(sampling.steps)
         return Cost(inversion=True, translated=whole, translated_shallow=shallow)

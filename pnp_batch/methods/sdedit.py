@@ -8,7 +8,7 @@ and classifier-free guidance, as image-to-image pipelines of Stable Diffusion ru
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pnp_batch.methods.base import Batch, Cost, Method
 from pnp_batch.steps import Sampling
@@ -26,7 +26,7 @@ class SDEdit(Method):
     parameters = ("guidance_scale", "negative_prompt", "strength")
     inverts = False
 
-    def cost(self, sampling: Sampling, parameters: Mapping[str, float]) -> Cost:
+    def cost(self, sampling: Sampling, parameters: Mapping[str, Any]) -> Cost:
         """Two evaluations of each step that is run."""
         whole, shallow = sampling.evaluations(_steps_run(sampling.steps, parameters))
         return Cost(translated=2 * whole, translated_shallow=2 * shallow)
@@ -46,5 +46,5 @@ class SDEdit(Method):
         return sample(batch.unet, x, batch.prompts, schedule, first=first)
 
 
-def _steps_run(steps: int, parameters: Mapping[str, float]) -> int:
+def _steps_run(steps: int, parameters: Mapping[str, Any]) -> int:
     return int(steps * parameters["strength"])

@@ -101,6 +101,12 @@ class StableDiffusion:
         latents: torch.Tensor = mean[0].float() * self.vae.config.scaling_factor
         return latents
 
+    def pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) as pictures, float32 (B, 3, H, W) in about -1..1, with gradients."""
+        scaled = (latents / self.vae.config.scaling_factor).to(self.dtype)
+        decoded: torch.Tensor = self.vae.decode(scaled).sample
+        return decoded.float()
+
     def decode(self, latents: torch.Tensor) -> Image.Image:
         """Latents (C, h, w) as an RGB image. Raises `FloatingPointError` if they are not finite."""
         return self.decoding(latents).image()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ from pnp_batch.results import OK
 from pnp_batch.steps import Sampling
 
 SHARES = ("pnp_f_t", "pnp_attn_t", "strength")
-RECIPE = ("method", "steps", "inversion_steps", "deep_every", "guidance_scale", *SHARES)
+RECIPE = (
+    *("method", "steps", "inversion_steps", "deep_every", "guidance_scale", *SHARES, "parameters"),
+)
 # The columns of the results that tell what rows have cost.
 COUNTED = ("status", *RECIPE, "source_sha256", "latents_key", "seconds", "recorded_at")
 
@@ -53,10 +56,11 @@ def spent(table: pa.Table, device: str, price_per_hour: float | None) -> Spent:
     told = [("status", "count"), ("source_sha256", "count_distinct")]
     usable = good.filter(pc.is_valid(good["steps"]))
     for recipe in usable.group_by(list(RECIPE), use_threads=False).aggregate(told).to_pylist():
-        shares = {name: recipe[name] for name in SHARES if recipe[name] is not None}
+        given = {name: recipe[name] for name in SHARES if recipe[name] is not None}
+        given |= json.loads(recipe["parameters"] or "{}")
         sampling = Sampling(recipe["steps"], recipe["inversion_steps"], recipe["deep_every"] or 1)
         try:
-            cost = methods.get(recipe["method"]).cost(sampling, shares)
+            cost = methods.get(recipe["method"]).cost(sampling, given)
         except (InvalidConfig, KeyError):  # a plug-in of another machine, or of another version
             uncounted.add(str(recipe["method"]))
             continue

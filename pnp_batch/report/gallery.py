@@ -64,7 +64,7 @@ def gallery(config: RunConfig, largest: int = LARGEST) -> list[Group]:
 
 def _first(manifest: Manifest, config: RunConfig, largest: int) -> pa.Table:
     tables, count = [], 0
-    for table in rows.expand(manifest, config, methods.names()):
+    for table in rows.expand(manifest, config, methods.KNOWN):
         tables.append(table.slice(0, largest - count))
         count += len(tables[-1])
         if count == largest:

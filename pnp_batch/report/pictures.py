@@ -90,7 +90,7 @@ class Pictures:
         """Copies of images whose bytes stand in the manifest, among its first rows."""
         found: dict[str, str] = {}
         seen = 0
-        for table in rows.expand(read, told.config, methods.names()):
+        for table in rows.expand(read, told.config, methods.KNOWN):
             ids = table["row_id"].to_pylist()
             here = [n for n, row_id in enumerate(ids) if row_id in left]
             data = dict(zip((ids[n] for n in here), table["image_bytes"].take(here), strict=True))

@@ -113,7 +113,7 @@ def _opened(storage: Storage, name: str, limit: int) -> Reported:
 
 def _order(read: Manifest, config: RunConfig, limit: int) -> np.ndarray:
     found, count = [np.zeros(0, np.uint64)], 0
-    for table in rows.expand(read, config, methods.names()):
+    for table in rows.expand(read, config, methods.KNOWN):
         found.append(digests(table["row_id"].slice(0, limit - count)))
         count += len(found[-1])
         if count >= limit:

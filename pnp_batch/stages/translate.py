@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,9 +15,10 @@ from PIL import Image
 
 from pnp_batch import methods, results, sink
 from pnp_batch.attempts import ATTEMPTS, Verdict
-from pnp_batch.batches import PLACE, RECIPE, Place
+from pnp_batch.batches import PLACE, Place
 from pnp_batch.errors import ModelError, RowTimeout
 from pnp_batch.latents import LatentCache
+from pnp_batch.parameters import OWN_COLUMNS, as_json
 from pnp_batch.rows import EXTRA
 from pnp_batch.stages.work import Work, kind, text
 
@@ -36,7 +38,8 @@ NEEDED = (
     "source_prompt",
     "seed",
     "guidance_scale",
-    *RECIPE[1:],
+    "shared",
+    "own",
     "error_type",
 )
 
@@ -194,7 +197,8 @@ class Translate:
             source_prompt=record["source_prompt"] or "",
             seed=record["seed"],
             guidance_scale=record["guidance_scale"],
-            parameters={n: record[n] for n in RECIPE[1:] if record[n] is not None},
+            parameters=json.loads(record["shared"]),
+            own=json.loads(record["own"]),
         )
 
     def _recorded(
@@ -232,17 +236,25 @@ class Translate:
 
     def _parameters(self, table: pa.Table) -> dict[str, list[Any]]:
         """The parameters that shaped each row: those its method uses."""
-        known = set(methods.names())
-        used = [methods.get(m) if m in known else None for m in table["method"].to_pylist()]
+        used = [methods.KNOWN.get(name) for name in table["method"].to_pylist()]
         sampling = self._work.sampling
         columns: dict[str, list[Any]] = {
             "steps": [sampling.steps if m and m.uses_model else None for m in used],
             "deep_every": [sampling.deep_every if m and m.uses_model else None for m in used],
             "inversion_steps": [sampling.inversion if m and m.inverts else None for m in used],
         }
-        for name in ("guidance_scale", "negative_prompt", *RECIPE[1:]):
+        for name in OWN_COLUMNS:
             columns[name] = [
                 value if method and name in method.parameters else None
                 for method, value in zip(used, table[name].to_pylist(), strict=True)
             ]
+        both = zip(table["shared"].to_pylist(), table["own"].to_pylist(), strict=True)
+        columns["parameters"] = [_told(*texts) for texts in both]
         return columns
+
+
+def _told(shared: str | None, own: str | None) -> str | None:
+    """A row's parameters but for those that have columns of their own; None where it has none."""
+    values = {**json.loads(shared or "{}"), **json.loads(own or "{}")}
+    told = {name: value for name, value in values.items() if name not in OWN_COLUMNS}
+    return as_json(told) if told else None

@@ -1,4 +1,4 @@
-"""Where the networks of metrics come from: the package, a directory, or the hub."""
+"""Networks beside the model, those of metrics and of guided methods, and where they come from."""
 
 from __future__ import annotations
 
