@@ -55,9 +55,8 @@ class CrossMaps:
                 "no cross-attention was met: this UNet or this version of diffusers computes it in "
                 "another way"
             )
-        mean: torch.Tensor = (
-            (self._total / self._layers).transpose(1, 2).unflatten(2, (self.side, self.side))
-        )
+        mean = (self._total / self._layers).transpose(1, 2)
+        maps: torch.Tensor = mean.unflatten(2, (self.side, self.side))
         self._total, self._layers = None, 0
         return maps
 
