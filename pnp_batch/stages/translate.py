@@ -20,7 +20,7 @@ from pnp_batch.errors import ModelError, RowTimeout
 from pnp_batch.latents import LatentCache
 from pnp_batch.parameters import OWN_COLUMNS, as_json
 from pnp_batch.rows import EXTRA
-from pnp_batch.stages.work import Work, kind, text
+from pnp_batch.stages.work import Work, kind, text, unpacked
 
 if TYPE_CHECKING:
     from pnp_batch.engine import Engine, Outcome
@@ -78,8 +78,9 @@ class Translate:
             cache=self._cache,
         )
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Translates what can be; rows that a stop left out are missing from the answer."""
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Translates the rows of a packed block; those that a stop left out are missing after."""
+        table = unpacked(block)
         records = table.select(list(NEEDED)).to_pylist()
         made: dict[int, bytes | None] = {}
         outcomes: dict[int, Outcome] = {}
