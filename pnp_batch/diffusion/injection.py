@@ -75,7 +75,7 @@ class Injection:
         for attention in self._sites.attention:
             if self._groups is not None and is_plain(attention):
                 own = attention.processor
-                attention.set_processor(SharedAttention(own, self._shared))
+                attention.set_processor(SharedAttention(own, self._shared, self._groups.shape[1]))
                 yield partial(attention.set_processor, own)
 
     def guidance(

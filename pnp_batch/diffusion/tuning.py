@@ -17,6 +17,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
+from pnp_batch.diffusion.norm import by_rows
 from pnp_batch.diffusion.sites import find_sites
 from pnp_batch.errors import InvalidConfig
 from pnp_batch.models import StableDiffusion
@@ -31,8 +32,8 @@ def tune(model: StableDiffusion, memory_format: str, attention: str, *, compiled
 
     Args:
         model: the loaded model; its UNet and VAE are changed in place.
-        memory_format: of feature maps: `contiguous`, `channels-last` as tensor cores want them, or
-            `auto`, which is that on CUDA alone.
+        memory_format: of feature maps: `contiguous`, `channels-last`, or `auto`, the faster one of
+            the device.
         attention: `fused` as PyTorch has it, or `plain`, which holds the probabilities of all
             places.
         compiled: compile residual blocks and feed-forwards, each at its first use with a shape.
@@ -42,11 +43,11 @@ def tune(model: StableDiffusion, memory_format: str, attention: str, *, compiled
     """
     if compiled:
         _prepare(model.device)
-    if memory_format == "channels-last" or (
-        memory_format == "auto" and model.device.type == "cuda"
-    ):
-        for part in (model.unet, model.vae):
+    for part in (model.unet, model.vae):
+        if memory_format == "channels-last":
             part.to(memory_format=torch.channels_last)
+        elif model.device.type == "cuda":
+            by_rows(part)
     kernels = AttnProcessor2_0 if attention == "fused" else AttnProcessor
     model.unet.set_attn_processor(kernels())
     if compiled:
