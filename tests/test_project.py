@@ -69,7 +69,7 @@ FLOORS = (
     ("flops", "world", "source", "provenance", "building", "models", "latents"),
     (
         *("diffusion.schedule", "diffusion.sites", "diffusion.stopwatch", "diffusion.unet"),
-        *("diffusion.attention", "diffusion.maps", "diffusion.norm", "diffusion.injection", "diffusion.inversion"),
+        *("diffusion.attention", "diffusion.maps", "diffusion.injection", "diffusion.inversion"),
         *("diffusion.critic", "diffusion.sampling", "diffusion.tuning"),
     ),
     ("methods",),

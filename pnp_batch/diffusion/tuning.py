@@ -17,7 +17,6 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
-from pnp_batch.diffusion.norm import by_rows
 from pnp_batch.diffusion.sites import find_sites
 from pnp_batch.errors import InvalidConfig
 from pnp_batch.models import StableDiffusion
@@ -32,8 +31,8 @@ def tune(model: StableDiffusion, memory_format: str, attention: str, *, compiled
 
     Args:
         model: the loaded model; its UNet and VAE are changed in place.
-        memory_format: of feature maps: `contiguous`, `channels-last`, or `auto`, the faster one of
-            the device.
+        memory_format: of feature maps: `contiguous`, `channels-last`, or `auto`, the faster one:
+            contiguous, on CPUs and on an H100.
         attention: `fused` as PyTorch has it, or `plain`, which holds the probabilities of all
             places.
         compiled: compile residual blocks and feed-forwards, each at its first use with a shape.
@@ -43,11 +42,9 @@ def tune(model: StableDiffusion, memory_format: str, attention: str, *, compiled
     """
     if compiled:
         _prepare(model.device)
-    for part in (model.unet, model.vae):
-        if memory_format == "channels-last":
+    if memory_format == "channels-last":
+        for part in (model.unet, model.vae):
             part.to(memory_format=torch.channels_last)
-        elif model.device.type == "cuda":
-            by_rows(part)
     kernels = AttnProcessor2_0 if attention == "fused" else AttnProcessor
     model.unet.set_attn_processor(kernels())
     if compiled:
