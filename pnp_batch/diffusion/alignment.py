@@ -59,24 +59,25 @@ def carried(source: Tokenized, target: Tokenized, length: int) -> torch.Tensor:
 
 
 def common(source: Sequence[int], target: Sequence[int]) -> list[tuple[int, int]]:
-    """The positions (i, j) of a longest common subsequence.
+    """The positions (i, j) of a longest common subsequence, last ones first.
 
-    It is the global alignment of Needleman and Wunsch (1970) at the scores of the published code,
-    1 for a match, -1 for a mismatch and 0 for a gap, at which two gaps beat a mismatch.
+    It is the global alignment of Needleman and Wunsch (1970) at the scores of the authors' code,
+    1 for a match, -1 for a mismatch and 0 for a gap, at which two gaps beat a mismatch. Of several
+    it is that code's: from the end on, the target's tokens are passed over first, as new ones.
     """
     rows, columns = len(source), len(target)
     longest = [[0] * (columns + 1) for _ in range(rows + 1)]
-    for i in reversed(range(rows)):
-        for j in reversed(range(columns)):
-            match = longest[i + 1][j + 1] + (source[i] == target[j])
-            longest[i][j] = max(match, longest[i + 1][j], longest[i][j + 1])
-    pairs, i, j = [], 0, 0
-    while i < rows and j < columns:
-        if source[i] == target[j]:
-            pairs.append((i, j))
-            i, j = i + 1, j + 1
-        elif longest[i + 1][j] >= longest[i][j + 1]:
-            i += 1
+    for i in range(rows):
+        for j in range(columns):
+            match = longest[i][j] + (source[i] == target[j])
+            longest[i + 1][j + 1] = max(match, longest[i][j + 1], longest[i + 1][j])
+    pairs, i, j = [], rows, columns
+    while i and j:
+        if longest[i][j] == longest[i][j - 1]:
+            j -= 1
+        elif longest[i][j] == longest[i - 1][j]:
+            i -= 1
         else:
-            j += 1
+            i, j = i - 1, j - 1
+            pairs.append((i, j))
     return pairs
