@@ -121,18 +121,18 @@ def null_text(unet, image: Image, empty, noise: Noise, scale: float = 7.5):
             unconditional, _ = evaluate(unet, x, t, u)
             reached = down(guided(unconditional, conditional, scale), x, noise, i)
             loss = ((reached - aim) ** 2).mean()
+            if loss.item() < enough:
+                break
             (slope,) = torch.autograd.grad(loss, u)
             # Kingma & Ba, arXiv 1412.6980, algorithm 1.
             m, v = 0.9 * m + 0.1 * slope, 0.999 * v + 0.001 * slope**2
             with torch.no_grad():
                 u = u - rate * (m / (1 - 0.9**n)) / ((v / (1 - 0.999**n)).sqrt() + 1e-8)
-            if loss.item() < enough:
-                break
         taken.append(n)
         with torch.no_grad():
             unconditional, _ = evaluate(unet, x, t, u)
         x = down(guided(unconditional, conditional, scale), x, noise, i)
-        found.append(u)
+        found.append(u.detach())
     return found, taken
 
 

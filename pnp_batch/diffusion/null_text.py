@@ -28,8 +28,9 @@ def null_text(
 ) -> torch.Tensor:
     """Optimises the unconditional embeddings of each image; gradients reach these alone.
 
-    An image whose distance is small enough stops, whatever the others do. Each step begins with
-    the embedding of the one before.
+    Each step begins with the embedding of the one before. An image that is near enough stops,
+    whatever the others do; the authors' code updates it once more, which for one that is there
+    already is a step along rounding errors.
 
     Args:
         unet: the denoiser.
@@ -85,12 +86,12 @@ def _optimised(this: _Step, begin: torch.Tensor, aim: torch.Tensor) -> torch.Ten
     for _ in range(NULL_TEXT_STEPS):
         with torch.enable_grad():
             distance = (this.reached(embedding) - aim).square().mean(dim=(1, 2, 3))
-            (embedding.grad,) = torch.autograd.grad(distance.sum(), embedding)
+        running &= distance.detach() >= near_enough
+        if not running.any():
+            break
+        (embedding.grad,) = torch.autograd.grad(distance.sum(), embedding)
         before = embedding.detach().clone()
         optimiser.step()
         with torch.no_grad():
             embedding.copy_(torch.where(running[:, None, None], embedding, before))
-        running &= distance.detach() >= near_enough
-        if not running.any():
-            break
     return embedding.detach()
