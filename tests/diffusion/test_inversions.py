@@ -121,17 +121,21 @@ def test_the_source_prompt_stands_in_the_empty_ones_place(scene):
 
 @pytest.fixture(scope="module")
 def inverted(model):
-    """Images inverted with their prompts; the second was sampled without one: it is on its way."""
-    prompts = ["a red cat", "", "on ice"]
+    """Images inverted with their prompts; two were sampled without one: they are on their way, or
+    near it."""
+    prompts = ["a red cat", "", "on ice", ""]
     schedule, noise = both_schedules(3)
     text = torch.stack([model.text(prompt) for prompt in prompts])
-    x0 = latents(3, seed=4)
+    x0 = latents(4, seed=4)
     unet = Engine(model, sampling=Sampling(3), resolution=32).unet
     trajectory = invert(unet, x0, text, schedule).clone()
     empty = text[[1]].clone()
-    x0[[1]], met = reference.sample(unet.module, latents(1), empty, empty, 7.5, noise)
-    trajectory[:, [1]] = torch.stack([met[t] for t in noise.timesteps])
-    return unet, Guidance(trajectory, text, torch.arange(3), x0), schedule, noise
+    end, met = reference.sample(unet.module, latents(1), empty, empty, 7.5, noise)
+    for n, off in ((1, 0.0), (3, 0.01)):
+        x0[n] = end[0] + off * latents(1, seed=6)[0]
+        trajectory[:, n] = torch.cat([met[t] for t in noise.timesteps])
+        trajectory[1:, n] += off * latents(2, seed=7)
+    return unet, Guidance(trajectory, text, torch.arange(4), x0), schedule, noise
 
 
 def images(guidance: Guidance, noise: reference.Noise) -> list[by_hand.Image]:
@@ -160,8 +164,11 @@ def test_null_text_is_the_references_for_each_image_whenever_others_stop(model, 
     # All are evaluated until the last one is near enough.
     assert max(taken[0]) == 10
     assert taken[1] == [1, 1, 1]
+    # What is near enough grows with the steps.
+    assert taken[3][0] > 1
+    assert taken[3][2] == 1
     most = [max(steps) for steps in zip(*taken, strict=True)]
-    assert unet.evaluations - before == 3 * sum(2 + steps for steps in most)
+    assert unet.evaluations - before == 4 * sum(2 + steps for steps in most)
 
 
 def test_null_text_finds_the_way_back(model, inverted):
