@@ -173,6 +173,8 @@ class Engine:
         if _is_out_of_memory(error):
             what = f"the device has too little memory for one row at {self.resolution} px"
             return Outcome(row, error=OutOfMemory(f"{what}; use a smaller --resolution"))
+        if isinstance(error, RowError):
+            return Outcome(row, error=error)
         told = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_TOLD]
         failure = ModelError(f"{row.method} failed with this row alone ({told}); retry the row")
         return Outcome(row, error=failure, cause=error)
@@ -221,7 +223,7 @@ class Engine:
         trajectory = x0 = torch.empty(0)
         if method.inverts:
             trajectory = torch.stack([image.trajectory.to(device) for image in images], dim=1)
-        if method.needs_x0 or not method.inverts:
+        if method.takes_x0(rows[0].parameters):
             x0 = torch.stack([image.x0 for image in images]).to(device)
         return Guidance(trajectory, text, owner, x0)
 

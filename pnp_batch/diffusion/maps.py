@@ -44,8 +44,13 @@ class CrossMaps:
         self._total = probabilities if self._total is None else self._total + probabilities
         self._layers += 1
 
-    def take(self) -> torch.Tensor:
-        """The mean over the layers met since, float32 (B, tokens, side, side); and begins anew.
+    @property
+    def met(self) -> bool:
+        """Whether there was any layer since."""
+        return self._total is not None
+
+    def mean(self) -> torch.Tensor:
+        """The mean over the layers met since, float32 (B, tokens, side, side).
 
         Raises:
             InvalidModel: no layer was met.
@@ -57,8 +62,17 @@ class CrossMaps:
             )
         mean = (self._total / self._layers).transpose(1, 2)
         maps: torch.Tensor = mean.unflatten(2, (self.side, self.side))
-        self._total, self._layers = None, 0
         return maps
+
+    def take(self) -> torch.Tensor:
+        """`mean`; and begins anew."""
+        maps = self.mean()
+        self.clear()
+        return maps
+
+    def clear(self) -> None:
+        """Begins anew."""
+        self._total, self._layers = None, 0
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -37,13 +37,18 @@ class Prompts:
     """What the N rows of a batch ask for.
 
     Attributes:
-        target, negative: text embeddings, (N, tokens, D) each.
+        target: text embeddings, (N, tokens, D).
+        negative: likewise, or one for each step (steps, N, tokens, D).
         scale: strength of the classifier-free guidance, float32 (N,).
     """
 
     target: torch.Tensor
     negative: torch.Tensor
     scale: torch.Tensor
+
+    def at(self, index: int) -> Prompts:
+        """Those of step `index` of the sampling, with one negative embedding a row."""
+        return self if self.negative.ndim == 3 else replace(self, negative=self.negative[index])
 
     @property
     def both(self) -> torch.Tensor:
@@ -64,7 +69,7 @@ def reconstruct(
     branch = Branch(unet, schedule.sampling)
     for index, t in enumerate(schedule.timesteps):
         output = branch(x, t, text, whole=schedule.sampling.is_whole(index))
-        x = _step(output, x, schedule, index)
+        x = step(output, x, schedule, index)
     return x
 
 
@@ -99,12 +104,13 @@ def sample(
     Returns:
         The latents x0, (N, C, h, w); `x` if no step is left.
     """
-    branch, text = Branch(unet, schedule.sampling), prompts.both
+    branch = Branch(unet, schedule.sampling)
     for index in range(first, schedule.steps):
         meet(x)
+        text = prompts.at(index).both
         whole = schedule.sampling.is_whole(index - first)
         output = branch(torch.cat([x, x]), schedule.timesteps[index], text, whole=whole)
-        x = _step(prompts.combine(output), x, schedule, index)
+        x = step(prompts.combine(output), x, schedule, index)
     return x
 
 
@@ -145,7 +151,6 @@ def translate(
         InjectionNotFired: a scheduled site was not met.
     """
     x = guidance.trajectory[0].index_select(0, guidance.owner)
-    text = prompts.both
     owner = torch.cat([guidance.owner, guidance.owner])
     source, translated = Branch(unet, schedule.sampling), Branch(unet, schedule.sampling)
     with injected(unet.sites, owner) as injection:
@@ -157,14 +162,15 @@ def translate(
                 attention=index < attention_steps,
                 whole=whole,
             )
+            text = prompts.at(index).both
             output = injection.translated(
                 partial(translated, torch.cat([x, x]), t, text, whole=whole)
             )
-            x = _step(prompts.combine(output), x, schedule, index)
+            x = step(prompts.combine(output), x, schedule, index)
     return x
 
 
-def _step(output: torch.Tensor, x: torch.Tensor, schedule: Schedule, index: int) -> torch.Tensor:
+def step(output: torch.Tensor, x: torch.Tensor, schedule: Schedule, index: int) -> torch.Tensor:
     """One DDIM step down, from timestep `index` of the sampling to the one below it."""
     t, s = schedule.timesteps[index], schedule.below(index)
     x0, eps = predicted(output, x, schedule.level(t), schedule.prediction)

@@ -18,6 +18,9 @@ __all__ = ["GROUP", "KNOWN", "Asked", "Batch", "Cost", "Method", "get", "names"]
 GROUP = "pnp_batch.methods"
 _OWN = {
     "copy": "pnp_batch.methods.copy:Copy",
+    "ddim": "pnp_batch.methods.ddim:DDIM",
+    "masactrl": "pnp_batch.methods.masactrl:MasaCtrl",
+    "p2p": "pnp_batch.methods.p2p:P2P",
     "pnp": "pnp_batch.methods.pnp:PlugAndPlay",
     "reconstruct": "pnp_batch.methods.reconstruct:Reconstruct",
     "sdedit": "pnp_batch.methods.sdedit:SDEdit",

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from pnp_batch.models import StableDiffusion
 
 
+# Inversions that lead back to the image's own latents x0, not only to its trajectory.
+TO_THE_IMAGE = ("null-text", "direct", "edit-friendly")
+
+
 @dataclass(frozen=True)
 class Asked:
     """What one row of a batch asks for, in words.
@@ -149,6 +153,11 @@ class Method:
                 f"inversion: {self.name} knows no {inversion!r}",
                 f"use one of {', '.join(self.inversions)}",
             )
+
+    def takes_x0(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether it gets the image's own latents x0."""
+        to_the_image = parameters.get("inversion") in TO_THE_IMAGE
+        return not self.inverts or self.needs_x0 or to_the_image
 
     def cost(self, sampling: Sampling, parameters: Mapping[str, Any]) -> Cost:
         """Counts the UNet evaluations of one guidance image and of one row."""

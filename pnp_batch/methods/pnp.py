@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pnp_batch.methods import way_back
 from pnp_batch.methods.base import Batch, Cost, Method
 from pnp_batch.steps import Sampling
 
@@ -18,12 +19,18 @@ if TYPE_CHECKING:
 
 class PlugAndPlay(Method):
     """Features of decoder layer 4 in the first `pnp_f_t` of the steps, self-attention of layers
-    4 to 11 in the first `pnp_attn_t`."""
+    4 to 11 in the first `pnp_attn_t`.
+
+    The guidance branch is the trajectory itself at every step, so that `inversion` `direct` is
+    `ddim`. `negative-prompt` and `null-text` stand in the empty prompt's place of rows that have no
+    negative prompt of their own; null-text is found at guidance 7.5, as published.
+    """
 
     name = "pnp"
     summary = "Plug-and-Play: keeps structure through injected features and self-attention"
     paper = "Tumanyan et al., CVPR 2023, arXiv 2211.12572"
-    parameters = ("guidance_scale", "negative_prompt", "pnp_f_t", "pnp_attn_t")
+    parameters = ("guidance_scale", "negative_prompt", "pnp_f_t", "pnp_attn_t", "inversion")
+    inversions = ("ddim", "negative-prompt", "null-text", "direct")
 
     def cost(self, sampling: Sampling, parameters: Mapping[str, Any]) -> Cost:
         """The guidance branch runs as far and as long as something is injected from it."""
@@ -31,7 +38,7 @@ class PlugAndPlay(Method):
         whole, shallow = sampling.evaluations(sampling.steps)
         attended, attended_shallow = sampling.evaluations(attention)
         featured, _ = sampling.evaluations(features)
-        return Cost(
+        cost = Cost(
             inversion=True,
             guidance_to_attention=attended,
             guidance_to_feature=max(0, featured - attended),
@@ -42,6 +49,7 @@ class PlugAndPlay(Method):
             injected_attention=2 * attended,
             injected_shallow=2 * attended_shallow,
         )
+        return way_back.with_way_back(cost, sampling, parameters)
 
     def translate(self, batch: Batch) -> torch.Tensor:
         """Translates from x_T of each row's guidance image."""
@@ -51,7 +59,7 @@ class PlugAndPlay(Method):
         return translate(
             batch.unet,
             batch.guidance,
-            batch.prompts,
+            way_back.prompts(batch),
             batch.schedule,
             feature_steps=features,
             attention_steps=attention,

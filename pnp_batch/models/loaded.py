@@ -71,6 +71,13 @@ class StableDiffusion:
                 self._texts[prompt] = self._text_encoder(tokens.to(self.device))[0][0]
         return self._texts[prompt]
 
+    def tokens(self, prompt: str) -> list[int]:
+        """The numbers of a prompt's tokens at their positions in `text`, begin and end included."""
+        read: list[int] = self._tokenizer(
+            prompt, max_length=self._tokenizer.model_max_length, truncation=True
+        ).input_ids
+        return read
+
     def words(self, prompt: str) -> list[tuple[str, tuple[int, ...]]]:
         """The words of a prompt in order, each with the positions of its tokens in `text`.
 
