@@ -73,10 +73,10 @@ FLOORS = (
         *("diffusion.critic", "diffusion.sampling", "diffusion.tuning"),
     ),
     ("methods",),
-    ("origins", "engine", "translator", "sink", "job", "evaluation", "summary"),
+    ("origins", "engine", "translator", "sink", "job", "variants", "evaluation", "summary"),
     (
         *("cluster", "control", "stages", "execution", "resources", "translation", "pipeline"),
-        *("progress", "scoring", "evaluate", "report"),
+        *("progress", "scoring", "evaluate", "report", "compare"),
     ),
     (
         *("validate", "status", "gc", "dataset", "plan", "bench", "doctor"),

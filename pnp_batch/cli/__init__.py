@@ -27,6 +27,7 @@ COMMANDS = {
     "status": "pnp_batch.cli.look",
     "evaluate": "pnp_batch.cli.evaluate",
     "report": "pnp_batch.cli.report",
+    "compare": "pnp_batch.cli.compare",
     "inspect": "pnp_batch.cli.inspect",
     "manifest": "pnp_batch.cli.manifest",
     "dataset": "pnp_batch.cli.dataset",

@@ -48,7 +48,7 @@ def levels(outputs: Sequence[Reported]) -> list[Level]:
     for told in (one for one in outputs if one.scores):
         good = told.table.filter(pc.equal(told.table["status"], OK))
         for method in sorted(set(good["method"].to_pylist()) - {None}):
-            named = told.name == method or told.name.startswith(f"{method}-")
+            named = told.name == method or told.name.startswith((f"{method}-", f"{method}:"))
             number = series.setdefault(("" if named else told.name, method), len(series))
             name = method if len(outputs) == 1 else f"{told.name}: {method}"
             name = told.name if named and len(outputs) > 1 else name
