@@ -1,6 +1,7 @@
-"""The time of a picture here beside the published diffusers code of Plug-and-Play, on the CPU.
+"""The time of a picture here beside the published diffusers code of Plug-and-Play.
 
-Both sides have the same model in float32, the same drawn pictures and prompts, as many torch
+Both sides have the same model (on a CPU in float32; on a GPU the published code in float16, as it
+asks, and pnp-batch in its default there), the same drawn pictures and prompts, as many torch
 threads, and for each measurement a process of their own, one at a time and in turn. Each process
 first translates another picture with two steps. What counts begins at the pictures' files and ends
 with the translated pictures' files; pnp-batch is called as a library, `Translator.translate`, once
@@ -75,6 +76,7 @@ class Task:
     images: int = 1
     checkout: str | None = None
     cached: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ Measured = Mapping[Task, Sequence[Mapping[str, float]]]
 @click.option("--batch-size", default=DEFAULT_BATCH_SIZE, show_default=True, help="Rows, here.")
 @click.option("--repeats", type=AT_LEAST_ONE, default=3, show_default=True, help="Of each process.")
 @click.option("--threads", type=AT_LEAST_ONE, default=1, show_default=True, help="Of torch.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--cached", is_flag=True, help="Also with the inversions at hand.")
 @click.option("--json", "as_json", type=click.File("w"), metavar="FILE", help="Also write JSON.")
 def main(checkout: Path, repeats: int, as_json: TextIO | None, **given: Any) -> None:
@@ -139,6 +142,7 @@ def _cases(checkout: str, given: Mapping[str, Any]) -> Iterator[Case]:
     """The default beside the default, then the same number of steps on both sides."""
     steps = given["steps"]
     theirs = Task(given["model"], given["threads"], steps, steps, checkout=checkout)
+    theirs = replace(theirs, device=given["device"])
     default = replace(theirs, inversion_steps=given["published_steps"])
     yield _case("defaults", PARTS, default, given["batch_size"])
     for name, counted, cached in CASES if given["cached"] else CASES[:2]:
@@ -190,7 +194,7 @@ def _seconds(task: Task, seed: int) -> dict[str, float]:
 
 
 def _run_published(task: Task, folder: Path, pictures: list[Path], watch: Stopwatch) -> None:
-    code = PublishedCode(str(task.checkout), task.model, folder, watch)
+    code = PublishedCode(str(task.checkout), task.model, folder, watch, task.device)
     few = WARM_UP_STEPS
     code.translate(pictures[0], ["warming up"], steps=few, inversion_steps=few)
     for part in (LOADING, *PARTS):
@@ -202,9 +206,12 @@ def _run_published(task: Task, folder: Path, pictures: list[Path], watch: Stopwa
 def _run_ours(task: Task, folder: Path, pictures: list[Path], watch: Stopwatch) -> None:
     with watch.part(IMPORTS):
         from pnp_batch import Translator
+        from pnp_batch.diffusion.tuning import tune
     with watch.part(LOADING):
         cache = str(folder / "cache") if task.cached else None
-        translator = Translator.load(task.model, cache=cache)
+        dtype = "float32" if task.device == "cpu" else "bfloat16"
+        translator = Translator.load(task.model, task.device, dtype, cache=cache)
+        tune(translator.model, "auto", "fused", compiled=False)
 
     def translate(paths: list[Path], prompts: list[str], steps: int) -> None:
         shown = [Image.open(path) for path in paths]
@@ -260,7 +267,7 @@ def _planned(task: Task) -> float:
         manifest, output = Path(name) / "manifest.parquet", Path(name) / "output"
         work.manifest(manifest, 1, task.prompts)
         paths = str(manifest), str(output)
-        job = RunConfig(*paths, model=task.model, steps=task.steps, device="cpu")
+        job = RunConfig(*paths, model=task.model, steps=task.steps, device=task.device)
         return plan(job).tflop * 1e12
 
 

@@ -5,9 +5,9 @@ seconds. `run` of its preprocess.py is called once for a picture, `PNP(config).r
 pnp.py once for each prompt, with the settings that both have by default.
 
 What the code needs to run here is given to it from outside; no file of it is changed:
-- `from_pretrained` of its model parts loads those of the model directory, in float32, whatever
-  name, revision and dtype are asked for.
-- Where it says "cuda" it gets "cpu". Its `autocast` for CUDA switches itself off without one.
+- `from_pretrained` of its model parts loads those of the model directory, whatever name and
+  revision are asked for; on a CPU in float32, on CUDA in the half precision that it asks for.
+- Where it says "cuda" it gets the device. Its `autocast` for CUDA switches itself off without one.
 - xformers is answered by nothing: diffusers' own fused attention, which is the default of today's
   diffusers, stays wherever no attention is injected.
 - Three transforms of torchvision are stood in for; `Resize(512)` gives the model's resolution.
@@ -63,14 +63,17 @@ class PublishedCode:
         checkout: the folder of preprocess.py, pnp.py and pnp_utils.py.
         model: `demo` or a model directory.
         folder: where latents and pictures are written.
+        device: `cpu` or `cuda`.
         watch: gets the seconds of `IMPORTS`, of `LOADING`, and of the `PARTS`; the reconstruction
             with its decoding.
     """
 
-    def __init__(self, checkout: str, model: str, folder: Path, watch: Stopwatch) -> None:
-        self._folder, self._watch = folder, watch
+    def __init__(
+        self, checkout: str, model: str, folder: Path, watch: Stopwatch, device: str = "cpu"
+    ) -> None:
+        self._folder, self._watch, self._device = folder, watch, device
         with watch.part(IMPORTS):
-            self._preprocess, self._pnp = _adapted(checkout, model, watch)
+            self._preprocess, self._pnp = _adapted(checkout, model, watch, device)
 
     def translate(
         self, picture: Path, prompts: Sequence[str], *, steps: int, inversion_steps: int
@@ -81,13 +84,13 @@ class PublishedCode:
         with self._watch.part(INVERSION):
             self._preprocess.run(SimpleNamespace(**asked))
         paths = {"image_path": str(picture), "latents_path": str(self._folder / "latents_forward")}
-        own = {"device": "cpu", "output_path": str(self._folder), "n_timesteps": steps}
+        own = {"device": self._device, "output_path": str(self._folder), "n_timesteps": steps}
         for prompt in prompts:
             with self._watch.part(SAMPLING):
                 self._pnp.PNP({**GENERAL, **SAMPLED, **paths, **own, "prompt": prompt}).run_pnp()
 
 
-def _adapted(checkout: str, model: str, watch: Stopwatch) -> tuple[Any, Any]:
+def _adapted(checkout: str, model: str, watch: Stopwatch, device: str) -> tuple[Any, Any]:
     """The modules preprocess and pnp, as the head of this file says."""
     import diffusers
     import transformers
@@ -102,15 +105,15 @@ def _adapted(checkout: str, model: str, watch: Stopwatch) -> tuple[Any, Any]:
         "unet": diffusers.UNet2DConditionModel,
         "scheduler": diffusers.DDIMScheduler,
     }
-    parts = {name: _part(kind, files.path, watch) for name, kind in kinds.items()}
+    parts = {name: _part(kind, files.path, watch, device) for name, kind in kinds.items()}
     preprocess, pnp = _imported(checkout, _transforms(files.resolution))
     for module in (preprocess, pnp):
         vars(module).update({kind.__name__: parts[name] for name, kind in kinds.items()})
-    vars(preprocess)["device"] = "cpu"
+    vars(preprocess)["device"] = device
     vars(pnp)["StableDiffusionPipeline"] = _pipeline(parts)
     inverting = vars(preprocess)["Preprocess"]
     embeds = inverting.get_text_embeds
-    inverting.get_text_embeds = lambda own, *texts: embeds(own, *texts, device="cpu")
+    inverting.get_text_embeds = lambda own, *texts: embeds(own, *texts, device=device)
     for name in ("ddim_sample", "decode_latents"):
         setattr(inverting, name, watch.part(RECONSTRUCTION)(getattr(inverting, name)))
     return preprocess, pnp
@@ -133,12 +136,13 @@ def _imported(checkout: str, transforms: ModuleType) -> tuple[ModuleType, Module
         sys.modules.update(kept)
 
 
-def _part(kind: Any, path: Path, watch: Stopwatch) -> SimpleNamespace:  # noqa: ANN401 - any class
+def _part(kind: Any, path: Path, watch: Stopwatch, device: str) -> SimpleNamespace:  # noqa: ANN401
     """What stands for a class whose `from_pretrained` the published code calls."""
 
     @watch.part(LOADING)
     def from_pretrained(key: str, subfolder: str, **options: object) -> object:
-        return kind.from_pretrained(str(path / subfolder), local_files_only=True)
+        asked = {n: v for n, v in options.items() if n == "torch_dtype" and device != "cpu"}
+        return kind.from_pretrained(str(path / subfolder), local_files_only=True, **asked)
 
     return SimpleNamespace(from_pretrained=from_pretrained)
 
@@ -147,9 +151,15 @@ def _pipeline(parts: Mapping[str, SimpleNamespace]) -> SimpleNamespace:
     """What stands for `StableDiffusionPipeline`."""
 
     def from_pretrained(key: str, **options: object) -> SimpleNamespace:
-        loaded = {name: part.from_pretrained(key, name) for name, part in parts.items()}
+        loaded = {name: part.from_pretrained(key, name, **options) for name, part in parts.items()}
         pipe = SimpleNamespace(**loaded, enable_xformers_memory_efficient_attention=lambda: None)
-        pipe.to = lambda device: pipe
+
+        def to(device: str) -> SimpleNamespace:
+            for part in (pipe.vae, pipe.text_encoder, pipe.unet):
+                part.to(device)
+            return pipe
+
+        pipe.to = to
         return pipe
 
     return SimpleNamespace(from_pretrained=from_pretrained)

@@ -210,7 +210,11 @@ def of_row(method: Takes, told: str | None) -> dict[str, Any]:
             raise InvalidConfig(f"parameters: {name!r} is unknown", near)
         if name in PER_JOB:
             raise InvalidConfig(f"parameters: {name} is of the whole job", f"use {flag(name)}")
-    return {name: value for name, value in found.items() if name not in OWN_COLUMNS}
+        if name in OWN_COLUMNS:
+            raise InvalidConfig(
+                f"parameters: {name} has a column of its own", f"write it into the column {name}"
+            )
+    return found
 
 
 def shared(method: Takes, values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Presets: named values of the options that trade the picture for time, and variants of methods.
+"""Presets: named values of options, those that trade the picture for time and methods' variants.
 
 docs/performance.md has what they cost, and what else was tried and was worse.
 """

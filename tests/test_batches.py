@@ -24,6 +24,7 @@ from pnp_batch.batches import (
 )
 
 METHODS = ("pnp", "sdedit")
+SHARED = ("{}", '{"pnp_f_t": 0.5}', '{"pnp_f_t": 0.8}', None)
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ def manifest(rng, images=30, most=12):
     rows = []
     for image in range(rng.randint(1, images)):
         for _ in range(rng.randint(1, most)):
-            recipe = (rng.choice(METHODS), rng.choice([0.5, 0.8]), 0.5, rng.choice([None, 0.3]))
+            recipe = (rng.choice(METHODS), rng.choice(SHARED))
             rows.append({"guidance": f"image {image}", **dict(zip(RECIPE, recipe, strict=True))})
     rng.shuffle(rows)
     schema = [("row_id", pa.string()), ("guidance", pa.string()), ("method", pa.string())]
-    schema += [(name, pa.float64()) for name in RECIPE[1:]]
+    schema += [(name, pa.string()) for name in RECIPE[1:]]
     numbered = [{"row_id": str(n), **row} for n, row in enumerate(rows)]
     return pa.Table.from_pylist(numbered, pa.schema(schema))
 
@@ -51,7 +52,7 @@ def manifest(rng, images=30, most=12):
 def simple(*prompts):
     """A manifest of one recipe with this many rows for each image."""
     guidance = [f"image {i}" for i, count in enumerate(prompts) for _ in range(count)]
-    fixed = {"method": ["pnp"], "pnp_f_t": [0.8], "pnp_attn_t": [0.5], "strength": [0.5]}
+    fixed = {"method": ["pnp"], "shared": ['{"pnp_f_t": 0.8}']}
     columns = {name: values * len(guidance) for name, values in fixed.items()}
     row_ids = [str(n) for n in range(len(guidance))]
     return pa.table({"row_id": row_ids, "guidance": guidance, **columns})

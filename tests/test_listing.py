@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pnp_batch import listing, manifest
+from pnp_batch import listing, manifest, methods
 from pnp_batch.batches import PLACE, RECIPE, cuts, ordered, places
 from pnp_batch.config import RunConfig
 from pnp_batch.digest import digests
@@ -22,7 +22,7 @@ from pnp_batch.errors import InvalidManifest
 from pnp_batch.listing import EMBEDDED, GENERATED, LINKED, Blocks, Listing, RowFile
 from pnp_batch.rows import expand
 
-METHODS = ("pnp", "sdedit")
+METHODS = {name: methods.get(name) for name in ("pnp", "sdedit")}
 MANY = 40_000  # several batches of a manifest
 
 

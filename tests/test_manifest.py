@@ -182,6 +182,7 @@ WRONG_TYPES = {
     "pnp_f_t": pa.array([True, False]),
     "pnp_attn_t": pa.array([{"x": 1}, {"x": 2}]),
     "strength": pa.array(["a", "b"]),
+    "parameters": pa.array([1, 2]),
 }
 
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pnp_batch import manifest
+from pnp_batch import manifest, methods
 from pnp_batch.config import RunConfig
 from pnp_batch.identity import derived_seed
 from pnp_batch.rows import EXTRA, SCHEMA, expand
 
-METHODS = ("pnp", "sdedit")
+METHODS = {name: methods.get(name) for name in ("pnp", "sdedit")}
 
 
 @pytest.fixture

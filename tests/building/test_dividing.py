@@ -18,7 +18,7 @@ def outputs(path):
     """What a run of a manifest would make: each output row, by its id."""
     config = RunConfig(manifest=str(path), output="-")
     read = manifest.read(str(path))
-    tables = pa.concat_tables(expand(read, config, methods.names()))
+    tables = pa.concat_tables(expand(read, config, methods.KNOWN))
     rows = tables.to_pylist()
     assert len({row["row_id"] for row in rows}) == len(rows)
     # Where an image lies is told from the manifest's own folder, and both hashes follow from it.

@@ -17,10 +17,10 @@ from pnp_batch.evaluation import Judge, Named, NotScored, measures
 from pnp_batch.evaluation.background import Background
 from pnp_batch.evaluation.clip import Clip
 from pnp_batch.evaluation.drawn import Drawn
-from pnp_batch.models.networks import find, find_weights
 from pnp_batch.evaluation.perceptual import Perceptual
 from pnp_batch.evaluation.pixels import Pixels
 from pnp_batch.evaluation.structure import Structure
+from pnp_batch.models.networks import find, find_weights
 from pnp_batch.world import benchmark
 from pnp_batch.world.case import as_json
 from tests.evaluation.conftest import FIRES, MEAN, STD, pair, picture

@@ -22,7 +22,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pnp_batch import results
+from pnp_batch import methods, results
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import EXIT_INTERRUPTED
 from pnp_batch.listing import Listing
@@ -127,7 +127,7 @@ def _ended(job: jobs.Job, findings: list[str]) -> float:
     """The last rows, after the others were recorded in as many files as a run makes of them."""
     names = _names(job)
     asked = RunConfig(str(job.manifest), job.output, method="copy")
-    listing = Listing(read(asked.manifest), asked, ("copy",))
+    listing = Listing(read(asked.manifest), asked, methods.KNOWN)
     output, fixed = Storage(job.output), {"status": "ok", "recorded_at": datetime.now(UTC)}
     for begun in range(0, len(names) - LAST, ROWS_A_FILE):
         rows = np.arange(begun, min(begun + ROWS_A_FILE, len(names) - LAST))
