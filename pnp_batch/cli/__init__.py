@@ -34,7 +34,7 @@ COMMANDS = {
     "provenance": "pnp_batch.cli.provenance",
     "gc": "pnp_batch.cli.look",
     "bench": "pnp_batch.cli.bench",
-    "methods": "pnp_batch.cli.look",
+    "methods": "pnp_batch.cli.methods",
     "doctor": "pnp_batch.cli.look",
 }
 
