@@ -77,7 +77,7 @@ def _told(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     differing = [name for name in names if len({as_json(one.get(name)) for one in every}) > 1]
     for one in every:
         words = [f"{name} {_shown(one[name])}" for name in differing if one.get(name) is not None]
-        yield " " + ", ".join(words)
+        yield f" {', '.join(words)}" if words else ""
 
 
 def _shown(value: Any) -> str:  # noqa: ANN401 - of any parameter

@@ -93,7 +93,8 @@ def draw_sheet(
     columns = min(columns, max(1, len(groups)))
     lines = -(-len(groups) // columns)
     top = GAP + LINE * max((len(_wrapped(head, side, HEAD_LINES)) for head in heads), default=0)
-    sheet = Image.new("RGB", (columns * (width + GAP), lines * height + top), BACKGROUND)
+    whole = columns * (width + GAP) - GAP, lines * height + top
+    sheet = Image.new("RGB", whole, BACKGROUND)
     pen = _Pen(sheet, side)
     for place, head in enumerate(heads, 1):
         pen.write(GAP + place * (side + GAP), GAP // 2, _wrapped(head, side, HEAD_LINES), INK)
