@@ -1,7 +1,7 @@
 """The comparison: several variants over one manifest in, an output of each and what they say out.
 
-Each variant is an ordinary output below the comparison's; all of them share one latent cache and one
-Ray. What is done stays done: the same comparison again runs and scores only what is missing.
+Each variant is an ordinary output below the comparison's; all of them share one latent cache and
+one Ray. What is done stays done: the same comparison again runs and scores only what is missing.
 """
 
 from __future__ import annotations
@@ -107,9 +107,7 @@ def compare(
     config = configuration.with_values(config, output=absolute(config.output))
     jobs = [variant.job(config) for variant in chosen]
     _check(config, chosen, jobs)
-    ended = [
-        Ended(variant.text, job.output) for variant, job in zip(chosen, jobs, strict=True)
-    ]
+    ended = [Ended(variant.text, job.output) for variant, job in zip(chosen, jobs, strict=True)]
     say = listener or (lambda progress: None)
     with cluster.connected(config.address, config.workers):
         for work, of in ((_run, ""), (_score, "scores of ")):
@@ -166,9 +164,7 @@ def _score(job: RunConfig, ended: Ended, say: Listener) -> Ended:
     """Scores what is not scored yet of a variant."""
     if ended.exit_code == EXIT_INVALID or not _has_rows(ended.output):
         return ended
-    settings = Settings(
-        device=job.device, workers=job.workers, address=job.address, wait=job.wait
-    )
+    settings = Settings(device=job.device, workers=job.workers, address=job.address, wait=job.wait)
     found = evaluate(ended.output, settings, say)
     if found.exit_code == EXIT_INTERRUPTED:
         raise Interrupted("interrupted, what was scored is recorded")

@@ -130,7 +130,9 @@ def _parsed(method: Method, key: str, value: str) -> Any:  # noqa: ANN401 - of t
         return option.parsed(value)
     except (ValueError, KeyError) as error:
         wanted = option.type.__name__
-        raise InvalidConfig(f"{key}={value!r}: expected {wanted}", f"{key}: {option.help}") from error
+        raise InvalidConfig(
+            f"{key}={value!r}: expected {wanted}", f"{key}: {option.help}"
+        ) from error
 
 
 def _shown(value: Any) -> str:  # noqa: ANN401 - of an option's type

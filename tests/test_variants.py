@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from pnp_batch import methods
@@ -10,6 +12,9 @@ from pnp_batch.errors import InvalidConfig
 from pnp_batch.methods import Method
 from pnp_batch.option import Option
 from pnp_batch.variants import LONGEST, variants
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 JOB = RunConfig("m.csv", "out", guidance_scale=5.0, strength=0.6)
 
@@ -20,8 +25,10 @@ class Glow(Method):
     name = "glow"
     summary = "for the tests"
     parameters = ("glow", "subject", "reweight", "pnp_f_layers", "local_blend", "clip")
-    options = {"glow": Option("how bright", type=float, low=0.0, high=1.0, shapes=True)}
-    defaults = {"glow": 0.1}
+    options: Mapping[str, Option] = {
+        "glow": Option("how bright", type=float, low=0.0, high=1.0, shapes=True)
+    }
+    defaults: Mapping[str, float] = {"glow": 0.1}
 
 
 @pytest.fixture

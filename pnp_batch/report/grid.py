@@ -1,4 +1,4 @@
-"""The comparison sheet: outputs of one manifest in, one picture out, a line for each guidance image.
+"""The comparison sheet: outputs of one manifest in, one picture out, a line for each row.
 
 Tumanyan et al., CVPR 2023, figure 4: the guidance image with its text, then what each method made.
 """

@@ -1,4 +1,4 @@
-"""Names of points in a plot: where the points are in, a box for each name out that covers no other."""
+"""Names of points in a plot: points and names in, a box for each name out that covers no other."""
 
 from __future__ import annotations
 

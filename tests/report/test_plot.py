@@ -87,9 +87,9 @@ def test_names_of_many_points_cover_neither_each_other_nor_a_point(spread):
     assert texts[15].text == "p2p:inversion=null-text:self_steps=…"
     boxes = [(float(t.get("x")), float(t.get("y")), 7 * len(t.text)) for t in texts]
     for number, (left, base, wide) in enumerate(boxes):
-        assert LEFT <= left
+        assert left >= LEFT
         assert left + wide <= WIDTH
-        assert TOP <= base - 11
+        assert base - 11 >= TOP
         assert base <= HEIGHT - BOTTOM
         for other_left, other_base, other_wide in boxes[:number]:
             apart = left >= other_left + other_wide or other_left >= left + wide
