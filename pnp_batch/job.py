@@ -166,8 +166,9 @@ def _check_steps(config: RunConfig, model: ModelFiles) -> None:
 
 
 def _check_set(config: RunConfig) -> None:
-    known = {name for method in methods.KNOWN.values() for name in method.options}
-    for name in parameters.set_values(config.set):
+    given = parameters.set_values(config.set)
+    known = methods.added() if given else set()
+    for name in given:
         if name not in known:
             near = did_you_mean(name, known) if known else "no method is installed beside our own"
             raise InvalidConfig(f"set: no method has a parameter {name!r}", near)

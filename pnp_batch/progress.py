@@ -47,6 +47,7 @@ class Meter:
     def rate(self, progress: RunProgress) -> float | None:
         """Rows a second since the first rows of this run came out; None before that."""
         if not progress.session_done:
+            self._first = None  # a run begins, which may be the next of several
             return None
         if self._first is None:
             self._first, self._before = progress.seconds, progress.session_done

@@ -319,7 +319,9 @@ def prompt_to_prompt(source: str, target: str, factors, cross_steps: int, self_s
     return Edit(target=rule)
 
 
-def with_blend(edit: Edit, tokens: tuple[list[int], list[int]], threshold: float, first: int, grow=0):
+def with_blend(
+    edit: Edit, tokens: tuple[list[int], list[int]], threshold: float, first: int, grow=0
+):
     """Local blend: outside the union of two masks, of maps summed over the steps, the source."""
 
     def blend(i: int, x, s):

@@ -16,6 +16,7 @@ from pnp_batch import cli, clock, methods, record, results
 from pnp_batch.config import RunConfig
 from pnp_batch.engine import Engine
 from pnp_batch.latents import LatentCache
+from pnp_batch.methods.described import in_words
 from pnp_batch.models import StableDiffusion, find
 from pnp_batch.steps import Sampling
 from pnp_batch.storage import Storage
@@ -161,10 +162,47 @@ def test_methods_lists_every_method_with_its_parameters(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     listed = {m["name"]: m for m in told(capsys, "methods")["methods"]}
-    assert list(listed) == methods.names() == ["copy", "ddim", "masactrl", "p2p", "pnp", "reconstruct", "sdedit"]
-    assert listed["pnp"]["parameters"]["pnp_f_t"] == 0.8
-    assert listed["pnp"]["cost_at_50_steps"]["guidance_to_attention"] == 25
-    assert "2211.12572" in listed["pnp"]["paper"]
+    assert list(listed) == methods.names()
+    assert {"copy", "pnp", "reconstruct", "sdedit"} <= set(listed)
+    pnp = listed["pnp"]
+    assert pnp["parameters"]["pnp_f_t"] == 0.8
+    assert pnp["cost_at_50_steps"]["guidance_to_attention"] == 25
+    assert "2211.12572" in pnp["paper"]
+    share = pnp["options"]["pnp_f_t"]
+    assert (share["type"], share["low"], share["high"]) == ("float", 0.0, 1.0)
+    assert "feature injection" in share["help"]
+    assert pnp["needs"] == ["UNet", "VAE"]
+    assert listed["copy"]["needs"] == listed["sdedit"]["inversions"] == []
+    for one in listed.values():
+        assert set(one["options"]) == set(one["parameters"])
+
+
+def test_methods_for_people_explain_each_parameter_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["methods", "sdedit", "pnp"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("sdedit: SDEdit")
+    assert "  --guidance-scale 7.5  --negative-prompt ''  --strength 0.75" in lines
+    words = " ".join(" ".join(lines).split())
+    assert "for each image 50 evaluations to invert it, 25 of its branch as far" in words
+    assert "for each row 100 evaluations" in words
+    assert sum("classifier-free guidance" in line for line in lines) == 1
+    assert not any(line.startswith("copy") for line in lines)
+    assert max(map(len, lines)) <= 100
+    assert "did you mean 'pnp'?" in told(capsys, "methods", "pn", code=4)["hint"]
+
+
+def test_costs_in_words_tell_passes_backwards() -> None:
+    guided = methods.Cost(guidance_whole=50, guidance_gradients=40, translated=9, gradients=7)
+    assert in_words(guided) == (
+        "for each image 50 of its branch, 40 of these with a pass backwards; "
+        "for each row 9 evaluations, 7 of these with a pass backwards"
+    )
+    optimised = in_words(methods.Cost(decodes=160))
+    assert optimised == "for each row 160 decodes with a pass backwards through CLIP"
+    assert in_words(methods.Cost()) == "no UNet evaluations"
 
 
 def test_doctor_tries_model_and_storage(

@@ -76,10 +76,10 @@ FLOORS = (
         *("diffusion.prompt_to_prompt", "diffusion.mutual"),
     ),
     ("methods",),
-    ("origins", "engine", "translator", "sink", "job", "evaluation", "summary"),
+    ("origins", "engine", "translator", "sink", "job", "variants", "evaluation", "summary"),
     (
         *("cluster", "control", "stages", "execution", "resources", "translation", "pipeline"),
-        *("progress", "scoring", "evaluate", "report"),
+        *("progress", "scoring", "evaluate", "report", "compare"),
     ),
     (
         *("validate", "status", "gc", "dataset", "plan", "bench", "doctor"),

@@ -27,13 +27,14 @@ COMMANDS = {
     "status": "pnp_batch.cli.look",
     "evaluate": "pnp_batch.cli.evaluate",
     "report": "pnp_batch.cli.report",
+    "compare": "pnp_batch.cli.compare",
     "inspect": "pnp_batch.cli.inspect",
     "manifest": "pnp_batch.cli.manifest",
     "dataset": "pnp_batch.cli.dataset",
     "provenance": "pnp_batch.cli.provenance",
     "gc": "pnp_batch.cli.look",
     "bench": "pnp_batch.cli.bench",
-    "methods": "pnp_batch.cli.look",
+    "methods": "pnp_batch.cli.methods",
     "doctor": "pnp_batch.cli.look",
 }
 

@@ -1,4 +1,4 @@
-"""`validate`, `status`, `gc`, `methods` and `doctor`: the commands that look."""
+"""`validate`, `status`, `gc` and `doctor`: the commands that look."""
 
 from __future__ import annotations
 
@@ -91,39 +91,6 @@ def gc(output: str, delete: bool, latents: bool, as_json: bool) -> None:
     if found.leftovers and not found.deleted:
         lines.append(f"next: pnp-batch gc {output} --delete" + " --latents" * latents)
     answer("\n".join(lines), asdict(found), as_json=as_json)
-
-
-@click.command()
-@common
-def methods(as_json: bool) -> None:
-    """List the translation methods, their parameters and what they cost."""
-    from pnp_batch import methods as library
-    from pnp_batch.parameters import resolved
-    from pnp_batch.steps import Sampling
-
-    told, lines = [], []
-    for name in library.names():
-        method = library.get(name)
-        defaults = resolved(method, {})
-        cost = method.cost(Sampling(steps=50), defaults)
-        told.append(
-            {
-                "name": name,
-                "summary": method.summary,
-                "paper": method.paper,
-                "parameters": defaults,
-                "cost_at_50_steps": asdict(cost),
-            }
-        )
-        lines.append(f"{name}: {method.summary}")
-        lines += [f"  {method.paper}"] * bool(method.paper)
-        lines += [f"  {key} = {value!r}" for key, value in defaults.items()]
-        inverted = "50 for the inversion, " if cost.inversion else ""
-        lines.append(
-            f"  UNet evaluations at 50 steps: {inverted}{cost.guidance} of the guidance branch "
-            f"for each image, {cost.translated} for each row"
-        )
-    answer("\n".join(lines), {"methods": told}, as_json=as_json)
 
 
 @click.command()

@@ -6,6 +6,7 @@ A plug-in names a subclass of `Method` in its entry-point group `pnp_batch.metho
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -13,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pnp_batch.errors import InvalidConfig, did_you_mean
 from pnp_batch.methods.base import Asked, Batch, Cost, Method
 
-__all__ = ["GROUP", "KNOWN", "Asked", "Batch", "Cost", "Method", "get", "names"]
+__all__ = ["GROUP", "KNOWN", "Asked", "Batch", "Cost", "Method", "added", "get", "names"]
 
 GROUP = "pnp_batch.methods"
 _OWN = {
@@ -46,12 +47,25 @@ def get(name: str) -> Method:
         return own
     if name not in _plugins():
         raise InvalidConfig(f"method {name!r} is unknown", did_you_mean(name, names()))
-    made = _plugins()[name].load()()
+    try:
+        made = _plugins()[name].load()()
+    except (ImportError, AttributeError, TypeError) as error:
+        told = f"method {name!r}: {_plugins()[name].value} cannot be loaded: {error}"
+        raise InvalidConfig(told, "mend or uninstall the package that brings it") from error
     if not isinstance(made, Method):
         raise InvalidConfig(
             f"method {name!r}: its entry point is no Method", "see CONTRIBUTING, `Add a method`"
         )
     return made
+
+
+def added() -> set[str]:
+    """Names of the parameters that plug-ins add, as far as these can be loaded."""
+    found: set[str] = set()
+    for name in _plugins():
+        with suppress(InvalidConfig):
+            found |= get(name).options.keys()
+    return found
 
 
 class _Known(Mapping[str, Method]):

@@ -29,6 +29,7 @@ class Spent:
     Attributes:
         evaluations: of the UNet, in rows of a batch, by where they were spent; an inversion counts
             once for each guidance image, whether this job made it or found it in the cache.
+        decodes: of latents with a pass backwards, through a CLIP.
         uncounted: methods that are not installed here, so that theirs are missing.
         hours: that the devices computed, loading and waiting apart.
         device: `GPU` or `CPU`.
@@ -36,6 +37,7 @@ class Spent:
     """
 
     evaluations: Mapping[str, int]
+    decodes: int
     uncounted: tuple[str, ...]
     hours: float
     device: str
@@ -52,7 +54,7 @@ def spent(table: pa.Table, device: str, price_per_hour: float | None) -> Spent:
     """
     good = table.filter(pc.equal(table["status"], OK))
     counted = {"inversions": 0, "guidance": 0, "translation": 0}
-    uncounted = set()
+    decodes, uncounted = 0, set()
     told = [("status", "count"), ("source_sha256", "count_distinct")]
     usable = good.filter(pc.is_valid(good["steps"]))
     for recipe in usable.group_by(list(RECIPE), use_threads=False).aggregate(told).to_pylist():
@@ -67,10 +69,12 @@ def spent(table: pa.Table, device: str, price_per_hour: float | None) -> Spent:
         counted["guidance"] += recipe["source_sha256_count_distinct"] * cost.guidance
         each = cost.translated + cost.translated_shallow
         counted["translation"] += recipe["status_count"] * each
+        decodes += recipe["status_count"] * cost.decodes
     counted["inversions"] = _inversions(usable)
     hours = (pc.sum(table["seconds"]).as_py() or 0.0) / 3600
     return Spent(
         evaluations=counted,
+        decodes=decodes,
         uncounted=tuple(sorted(uncounted)),
         hours=hours,
         device="CPU" if device in ("cpu", "auto") else "GPU",

@@ -46,7 +46,7 @@ def gallery(config: RunConfig, largest: int = LARGEST) -> list[Group]:
     """
     manifest = read(config.manifest)
     allowed = policy(config, manifest.base)
-    asked = _first(manifest, config, largest)
+    asked = first(manifest, config, largest)
     there = results.recorded(Storage(config.output))
     entries = there.entries(digests(asked["row_id"]))
     recorded = {row["row_id"]: row for row in there.rows(entries, COLUMNS)}
@@ -56,13 +56,14 @@ def gallery(config: RunConfig, largest: int = LARGEST) -> list[Group]:
         if done is None:
             continue
         if row["guidance"] not in groups:
-            picture = _source(row, done["resolution"], config.fit, allowed)
+            picture = guidance(row, done["resolution"], config.fit, allowed)
             groups[row["guidance"]] = Group(row["image"], picture)
         groups[row["guidance"]].rows.append(done)
     return list(groups.values())
 
 
-def _first(manifest: Manifest, config: RunConfig, largest: int) -> pa.Table:
+def first(manifest: Manifest, config: RunConfig, largest: int = LARGEST) -> pa.Table:
+    """The first rows that a manifest asks for, as `rows.expand` makes them."""
     tables, count = [], 0
     for table in rows.expand(manifest, config, methods.KNOWN):
         tables.append(table.slice(0, largest - count))
@@ -72,9 +73,10 @@ def _first(manifest: Manifest, config: RunConfig, largest: int) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _source(
+def guidance(
     row: Mapping[str, Any], side: int, fit: str, allowed: source.SourcePolicy
 ) -> Image.Image | None:
+    """The guidance image of a row, as it went to work; None if there is none to be had."""
     if row["image"] is None and row["image_bytes"] is None:
         return None
     try:

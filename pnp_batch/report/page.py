@@ -33,6 +33,7 @@ NAME = "index.html"
 SCRIPTS = ("elements.js", "rows.js", "report.js")
 DATA = "data"
 LIMIT = 10_000
+MANY = 2  # outputs that are told of in full; more stand in a table
 CASES_A_FILE = 1_000
 _OURS = re.compile(DATA + r"/rows-\d{4}-[0-9a-f]{12}\.js")
 
@@ -60,11 +61,22 @@ def write_report(
     if not uris:
         raise WrongUsage("a report is of one output or more", "name the --output of a run")
     outputs = reported(uris, limit)
-    folder = Storage(place or f"{outputs[0].storage.uri}/{FOLDER}")
+    where = place or f"{outputs[0].storage.uri}/{FOLDER}"
+    return write_page(outputs, where, limit, price_per_hour)
+
+
+def write_page(
+    outputs: Sequence[Reported], place: str, limit: int, price_per_hour: float | None = None
+) -> str:
+    """Writes the report of outputs that have been read, as `write_report` does."""
+    folder = Storage(place)
     cases = _cases(folder, outputs, limit)
     scripts = list(_scripts(folder, cases))
     levels = trade.levels(outputs)
+    names = [one.name for one in outputs]
     page = _template().render(
+        title=" · ".join(names) if len(names) <= MANY else f"{len(names)} outputs compared",
+        many=len(names) > MANY,
         outputs=[told_of(one, price_per_hour) for one in outputs],
         written=now(),
         shown=len(cases),

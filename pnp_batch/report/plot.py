@@ -11,21 +11,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from pnp_batch.report.labels import Box, placed
+
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 16, 48
 STYLE = (
     "text{font:13px sans-serif;fill:#555}.axis{stroke:#999;stroke-width:1}"
-    ".bar{stroke:#999;stroke-width:1.5}.dot{fill:#8a8a8a}.dot.named{fill:#c2410c}"
+    ".bar{stroke:#999;stroke-width:1.5;opacity:.6}.dot{fill:#8a8a8a}.dot.named{fill:#c2410c}"
     ".line{fill:none;stroke:#c2410c;stroke-width:1.5;stroke-dasharray:5 4}"
+    ".lead{stroke:#999;stroke-width:.75}"
+    ".name{paint-order:stroke;stroke:Canvas;stroke-width:3px;stroke-linejoin:round}"
     "@media (prefers-color-scheme: dark){text{fill:#bbb}}"
 )
 # Of series; of like lightness, and apart for the colour-blind. The points' names tell them too.
-COLOURS = ("#c2410c", "#2563eb", "#0f9d58", "#a855f7", "#b7791f", "#0891b2")
+COLOURS = (
+    *("#c2410c", "#2563eb", "#0f9d58", "#a855f7", "#b7791f", "#0891b2"),
+    *("#be185d", "#4d7c0f", "#64748b", "#854d0e"),
+)
 STYLE += "".join(
     f".dot.s{n}{{fill:{colour}}}.bar.s{n},.line.s{n}{{stroke:{colour}}}"
     for n, colour in enumerate(COLOURS)
 )
-LINE, LETTER = 15, 7  # what a name takes: its height, and the width of a letter
+DESCENT = 4  # of letters, below their line
+LONGEST = 36  # letters of a name
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class Axis:
 def scatter(points: Sequence[Point], x: Axis, y: Axis, *, inline: bool = False) -> str:
     """An SVG document with the points on these axes, or an element without a style of its own."""
     title = escape(f"{y.title} over {x.title}")
-    style = "" if inline else f"<style>{STYLE}</style>"
+    style = "" if inline else f"<style>:root{{color-scheme:light dark}}{STYLE}</style>"
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'role="img" aria-label="{title}">{style}'
@@ -163,23 +171,19 @@ def _drawn(point: Point, x: Axis, y: Axis) -> Iterator[str]:
 
 
 def _named(points: Sequence[Point], x: Axis, y: Axis) -> Iterator[str]:
-    """The points' names beside them, each where it covers none of those before it."""
-    taken: list[tuple[float, float, float]] = []
-    for point in points:
-        across, up = _place(point, x, y)
-        right = across < WIDTH - 170
-        side, anchor = (8, "start") if right else (-8, "end")
-        wide = LETTER * len(point.name)
-        left = across + side if right else across + side - wide
-        rooms = [(left, left + wide, up + down) for down in (-7, 17, -22, 32, -37, 47)]
-        room = next((room for room in rooms if not _covers(room, taken)), rooms[0])
-        taken.append(room)
-        yield (
-            f'<text x="{across + side:.1f}" y="{room[2]:.1f}" text-anchor="{anchor}">'
-            f"{escape(point.name)}</text>"
-        )
+    """The points' names beside them, led to their points where they have no room there."""
+    dots = [_place(point, x, y) for point in points]
+    frame = Box(LEFT + 2, TOP, WIDTH - 2, HEIGHT - BOTTOM - 2)
+    names = [_cut(point.name) for point in points]
+    boxes = placed(dots, names, frame)
+    for dot, box in zip(dots, boxes, strict=True):
+        if not box.is_beside(*dot):
+            across, up = box.nearest(*dot)
+            yield f'<path class="lead" d="M{dot[0]:.1f} {dot[1]:.1f}L{across:.1f} {up:.1f}"/>'
+    for name, box in zip(names, boxes, strict=True):
+        at = f'x="{box.left:.1f}" y="{box.bottom - DESCENT:.1f}"'
+        yield f'<text class="name" {at}>{escape(name)}</text>'
 
 
-def _covers(room: tuple[float, float, float], taken: Sequence[tuple[float, float, float]]) -> bool:
-    left, right, up = room
-    return any(left < end and begin < right and abs(up - at) < LINE for begin, end, at in taken)
+def _cut(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"

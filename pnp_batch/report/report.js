@@ -9,11 +9,13 @@
   const $ = (selector) => document.querySelector(selector);
   const filters = $("#filters"), cards = $("#cards"), count = $("#count"), dialog = $("#detail");
   const field = (name) => filters.elements.namedItem(name);
+  const VIEWS = several ? ["grid", "cards", "slider"] : ["cards", "slider"];
   const numbers = new Intl.NumberFormat("en");
   let state = { ...STATE };
   let found = [];
   let afterwards = null; // what is to be done once the page has been drawn anew
 
+  const view = () => state.view || VIEWS[0];
   const fits = (made) => window.pnpRows.fits(state, made);
   const address = (changes) => window.pnpRows.address({ ...state, ...changes });
 
@@ -43,16 +45,19 @@
     return Number.isFinite(value) ? String(Number(value.toPrecision(3))) : value > 0 ? "∞" : "-∞";
   }
 
-  function told(made) {
+  function told() {
     const chosen = [state.score, state.sort.split(":")[0]].filter((name) => scores.has(name));
-    const names = new Set(chosen.length ? chosen : meta.axes);
-    const values = [...names].filter((name) => scored(made, name) !== null).map((name) => `${scores.get(name).title} ${shown(scored(made, name))}`);
+    return [...new Set(chosen.length ? chosen : meta.axes)];
+  }
+
+  function caption(made) {
+    const values = told().filter((name) => scored(made, name) !== null).map((name) => `${scores.get(name).title} ${shown(scored(made, name))}`);
     return [titled(made), ...values].join(" · ");
   }
 
-  function figure(one, made, image) {
+  function figure(one, made, image, words = caption(made)) {
     const seen = made.thumb ? image : absent(made.kind ?? "picture missing", made.status !== "ok");
-    return make("figure", { class: fits(made) ? null : "other" }, seen, make("figcaption", {}, told(made)));
+    return make("figure", { class: fits(made) ? null : "other" }, seen, make("figcaption", {}, words));
   }
 
   function figures(one) {
@@ -62,9 +67,30 @@
     return all;
   }
 
+  // One line of a grid: the guidance image with its prompt, then what each output made of it.
+  function line(one) {
+    const to = address({ row: one.id });
+    const cells = meta.outputs.map((_, number) => {
+      const made = one.made.find((other) => other.in === number);
+      if (!made) return make("figure", {}, absent("no row"));
+      const image = picture(made.thumb, `${titled(made)}: ${one.prompt}`, made.small);
+      const values = told().map((name) => (scored(made, name) === null ? "–" : shown(scored(made, name))));
+      return figure(one, made, make("a", { href: to, tabindex: -1 }, image), values.join(" · "));
+    });
+    const source = one.source ? picture(one.source, "guidance image", one.small) : absent("no guidance image");
+    const title = make("a", { class: "title", href: to }, one.prompt || "no prompt");
+    return make("li", { class: "card line" }, make("div", { class: "first" }, source, title, make("p", { class: "id" }, one.id)), ...cells);
+  }
+
+  function heads() {
+    const names = told().map((name) => scores.get(name).title);
+    const first = make("span", { class: "first" }, "guidance", names.length ? make("small", {}, names.join(" · ")) : null);
+    return make("li", { class: "heads" }, first, ...meta.outputs.map((name) => make("span", {}, name)));
+  }
+
   function card(one) {
     const both = views(one, false);
-    const parted = state.view === "slider" && one.source && both.length > 1;
+    const parted = view() === "slider" && one.source && both.length > 1;
     const pictures = parted
       ? make("div", { class: "pictures parted" }, ...one.made.map((made) => figure(one, made, slider(both[0], both.find((view) => view.made === made) ?? both[0]))))
       : make("div", { class: "pictures" }, ...figures(one));
@@ -91,7 +117,10 @@
   function drawn() {
     const begin = (page() - 1) * PAGE;
     const here = found.slice(begin, begin + PAGE);
-    cards.replaceChildren(...here.map(card));
+    const grid = view() === "grid";
+    cards.classList.toggle("grid", grid);
+    cards.style.setProperty("--outputs", meta.outputs.length);
+    cards.replaceChildren(...(grid ? [heads(), ...here.map(line)] : here.map(card)));
     const range = here.length ? `${numbers.format(begin + 1)} to ${numbers.format(begin + here.length)} of ` : "";
     const rest = found.length === cases.length ? "" : `, chosen from ${numbers.format(cases.length)}`;
     const lost = meta.cases === cases.length ? "" : ` Only ${cases.length} of ${meta.cases} rows could be loaded: files beside the page are missing.`;
@@ -231,6 +260,7 @@
     const methods = counts(made.map((one) => one.method));
     options(field("method"), methods.length > 1 ? [["", "any"], ...methods] : []);
     options(field("output"), several ? [["", "any"], ...meta.outputs.map((name) => [name, name])] : []);
+    options(field("view"), VIEWS.map((name, n) => [n ? name : "", { grid: "grid", cards: "side by side", slider: "slider" }[name]]));
     options(field("score"), scores.size ? [["", "any"], ...[...scores.values()].map((score) => [score.name, score.title])] : []);
     options(field("sort"), [["", "as in the manifest"], ...[...scores.values()].flatMap((score) => {
       const high = [`${score.name}:desc`, `${score.title}, ${score.better === "higher" ? "best" : "highest"} first`];

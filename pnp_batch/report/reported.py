@@ -80,15 +80,20 @@ class Reported:
         return [found[number] for number in ordered]
 
 
-def reported(uris: Sequence[str], limit: int) -> list[Reported]:
+def reported(uris: Sequence[str], limit: int, names: Sequence[str] = ()) -> list[Reported]:
     """Reads the outputs at these URIs, each once.
+
+    Args:
+        uris: of outputs.
+        limit: rows of each that will be shown.
+        names: of the outputs; if empty, the last parts of their URIs.
 
     Raises:
         InvalidConfig: there is no run at one of them.
     """
     storages = list({Storage(uri).uri: Storage(uri) for uri in uris}.values())
-    names = _short([storage.uri for storage in storages])
-    return [_opened(s, name, limit) for s, name in zip(storages, names, strict=True)]
+    named = names or _short([storage.uri for storage in storages])
+    return [_opened(s, name, limit) for s, name in zip(storages, named, strict=True)]
 
 
 def _opened(storage: Storage, name: str, limit: int) -> Reported:

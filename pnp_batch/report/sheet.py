@@ -1,4 +1,4 @@
-"""The contact sheet: an output in, one picture out, each guidance image beside its translations."""
+"""Contact sheets: guidance images with their translations in, one picture of them out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -16,19 +17,28 @@ from pnp_batch.report.gallery import gallery
 from pnp_batch.storage import Storage
 
 NAME = "contact-sheet.png"
-CELL = 192
+CELL, SMALL_CELL = 192, 128
 GAP = 12
 CAPTION = 34
+LINE, CAPTION_LINES, HEAD_LINES = 15, 2, 3
 COLUMNS = 2
-BACKGROUND, INK, FAINT = "#ffffff", "#1c1c1e", "#6b6b70"
+MANY = 8  # pictures in a line that are drawn smaller
+BACKGROUND, HOLE, INK, FAINT = "#ffffff", "#ececea", "#1c1c1e", "#6b6b70"
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One guidance image and its translations, each with the prompt it followed."""
+    """A line of a sheet: a guidance image and its translations.
 
-    source: Image.Image
-    made: tuple[tuple[str, Image.Image], ...]
+    Attributes:
+        source: the guidance image, None where it cannot be had.
+        made: each translation with what is written under it; None for one that failed.
+        caption: what is written under the guidance image.
+    """
+
+    source: Image.Image | None
+    made: tuple[tuple[str, Image.Image | None], ...]
+    caption: str = "guidance image"
 
 
 def write_sheet(config: RunConfig, largest: int = 16) -> str:
@@ -42,10 +52,16 @@ def write_sheet(config: RunConfig, largest: int = 16) -> str:
         Where the picture lies.
     """
     output = Storage(config.output)
+    sheet = draw_sheet(list(itertools.islice(_drawable(config, output), largest)))
+    return save(sheet, output, NAME)
+
+
+def save(sheet: Image.Image, place: Storage, name: str) -> str:
+    """Writes a sheet; returns where it lies."""
     buffer = io.BytesIO()
-    draw_sheet(list(itertools.islice(_drawable(config, output), largest))).save(buffer, "png")
-    output.write(NAME, buffer.getvalue())
-    return f"{output.uri}/{NAME}"
+    sheet.save(buffer, "png")
+    place.write(name, buffer.getvalue())
+    return f"{place.uri}/{name}"
 
 
 def _drawable(config: RunConfig, output: Storage) -> Iterator[Drawn]:
@@ -53,48 +69,94 @@ def _drawable(config: RunConfig, output: Storage) -> Iterator[Drawn]:
     for group in gallery(config):
         made = [row for row in group.rows if row["output"]]
         if group.source is not None and made:
-            yield Drawn(group.source, tuple((r["prompt"], _opened(output, r)) for r in made))
+            yield Drawn(group.source, tuple((r["prompt"], opened(output, r)) for r in made))
 
 
-def _opened(output: Storage, row: Mapping[str, Any]) -> Image.Image:
+def opened(output: Storage, row: Mapping[str, Any]) -> Image.Image:
+    """The picture of a recorded row."""
     return Image.open(io.BytesIO(results.picture(output, row))).convert("RGB")
 
 
-def draw_sheet(groups: Sequence[Drawn]) -> Image.Image:
-    """Draws guidance images with their translations to the right, prompts underneath."""
+def draw_sheet(
+    groups: Sequence[Drawn], heads: Sequence[str] = (), columns: int = COLUMNS
+) -> Image.Image:
+    """Draws guidance images with their translations to the right.
+
+    Args:
+        groups: the lines, each as wide as the longest.
+        heads: what stands above the translations of all lines.
+        columns: lines beside each other.
+    """
     across = 1 + max((len(group.made) for group in groups), default=0)
-    width, height = across * (CELL + GAP) + GAP, CELL + CAPTION + GAP
-    columns = min(COLUMNS, max(1, len(groups)))
+    side = CELL if across <= MANY else SMALL_CELL
+    width, height = across * (side + GAP) + GAP, side + CAPTION + GAP
+    columns = min(columns, max(1, len(groups)))
     lines = -(-len(groups) // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP), lines * height + GAP), BACKGROUND)
+    top = GAP + LINE * max((len(_wrapped(head, side, HEAD_LINES)) for head in heads), default=0)
+    whole = columns * (width + GAP) - GAP, lines * height + top
+    sheet = Image.new("RGB", whole, BACKGROUND)
+    pen = _Pen(sheet, side)
+    for place, head in enumerate(heads, 1):
+        pen.write(GAP + place * (side + GAP), GAP // 2, _wrapped(head, side, HEAD_LINES), INK)
     for index, group in enumerate(groups):
         left = (index % columns) * (width + GAP) + GAP
-        top = (index // columns) * height + GAP
-        _cell(sheet, left, top, group.source, "guidance image", FAINT)
-        for place, (prompt, picture) in enumerate(group.made, 1):
-            _cell(sheet, left + place * (CELL + GAP), top, picture, prompt, INK)
+        down = (index // columns) * height + top
+        pen.cell(left, down, group.source, group.caption, INK if heads else FAINT)
+        for place, (caption, picture) in enumerate(group.made, 1):
+            pen.cell(left + place * (side + GAP), down, picture, caption, INK)
     return sheet
 
 
-def _cell(
-    sheet: Image.Image, left: int, top: int, picture: Image.Image, caption: str, ink: str
-) -> None:
-    # Small working images are enlarged without blur, so that the sheet shows what was made.
-    enlarge = Image.Resampling.NEAREST if picture.width < CELL else Image.Resampling.LANCZOS
-    sheet.paste(picture.resize((CELL, CELL), enlarge), (left, top))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for number, line in enumerate(_wrapped(caption, draw, font)[:2]):
-        draw.text((left, top + CELL + 3 + 15 * number), line, fill=ink, font=font)
+class _Pen:
+    """Draws pictures of one size, and texts under them."""
+
+    def __init__(self, sheet: Image.Image, side: int) -> None:
+        self._sheet = sheet
+        self._side = side
+        self._draw = ImageDraw.Draw(sheet)
+
+    def cell(
+        self, left: int, top: int, picture: Image.Image | None, caption: str, ink: str
+    ) -> None:
+        """A picture with its caption; an empty place where there is none."""
+        side = self._side
+        if picture is None:
+            self._draw.rectangle((left, top, left + side - 1, top + side - 1), fill=HOLE)
+        else:
+            # Small working images are enlarged without blur, so that the sheet shows what was made.
+            small = picture.width < side
+            how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+            self._sheet.paste(picture.resize((side, side), how), (left, top))
+        self.write(left, top + side + 3, _wrapped(caption, side, CAPTION_LINES), ink)
+
+    def write(self, left: int, top: int, lines: Sequence[str], ink: str) -> None:
+        """Lines of text under each other."""
+        for number, line in enumerate(lines):
+            self._draw.text((left, top + LINE * number), line, fill=ink, font=_font())
 
 
-def _wrapped(
-    text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-) -> list[str]:
+@cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(13)
+
+
+def _wrapped(text: str, wide: int, most: int) -> list[str]:
+    """A text in so many lines at most; where something does not fit, that ends with `…`."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if draw.textlength(longer, font=font) <= CELL or not lines[-1]:
+        if _font().getlength(longer) <= wide or not lines[-1]:
             lines[-1] = longer
         else:
             lines.append(word)
-    return lines
+    kept = [*lines[: most - 1], f"{lines[most - 1]}…"] if len(lines) > most else lines
+    return [_cut(line, wide) for line in kept]
+
+
+def _cut(line: str, wide: int) -> str:
+    if _font().getlength(line) <= wide:
+        return line
+    kept = line.rstrip("…")
+    while kept and _font().getlength(f"{kept}…") > wide:
+        kept = kept[:-1]
+    return f"{kept}…"

@@ -6,7 +6,7 @@ structure it keeps. Here for each method and each set of values that a sweep gav
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,13 +15,11 @@ import pyarrow.compute as pc
 
 from pnp_batch.report.plot import Axis, Point, scatter
 from pnp_batch.report.reported import Reported
+from pnp_batch.report.settings import settings
 from pnp_batch.results import OK
 from pnp_batch.scores import BY_NAME, LOWER, NEITHER, STRUCTURE, TEXT
 from pnp_batch.world.compare import Estimate, mean
 
-# What a manifest may vary from row to row, and the most settings of it that are told apart.
-SWEPT = ("guidance_scale", "pnp_f_t", "pnp_attn_t", "strength")
-MOST_SETTINGS = 12
 # Of more rows the bootstrap's interval is that of the normal distribution, and takes gigabytes.
 MOST_RESAMPLED = 1_000
 
@@ -32,7 +30,8 @@ class Level:
 
     Attributes:
         name: as a page says it.
-        series: levels of one output and method share it.
+        series: levels of one output and method share it, and those of outputs that are named after
+            their method, as a comparison names them.
         scores: of each score that a row has its mean, with the interval that holds it in 95 %.
     """
 
@@ -45,20 +44,24 @@ class Level:
 def levels(outputs: Sequence[Reported]) -> list[Level]:
     """Summarises the scored rows of outputs."""
     found: list[Level] = []
-    series = 0
-    for told in outputs:
-        if not told.scores:
-            continue
+    series: dict[tuple[str, str], int] = {}
+    for told in (one for one in outputs if one.scores):
         good = told.table.filter(pc.equal(told.table["status"], OK))
-        prefix = f"{told.name}: " if len(outputs) > 1 else ""
         for method in sorted(set(good["method"].to_pylist()) - {None}):
-            own = good.filter(pc.equal(good["method"], method))
-            for setting, table in _settings(own):
-                scores = {name: _estimate(table[name]) for name in told.scores}
-                known = {name: one for name, one in scores.items() if one is not None}
-                found.append(Level(f"{prefix}{method}{setting}", series, len(table), known))
-            series += 1
+            named = told.name == method or told.name.startswith((f"{method}-", f"{method}:"))
+            number = series.setdefault(("" if named else told.name, method), len(series))
+            name = method if len(outputs) == 1 else f"{told.name}: {method}"
+            name = told.name if named and len(outputs) > 1 else name
+            for setting, table in settings(good.filter(pc.equal(good["method"], method)), method):
+                scores = estimates(table, told.scores)
+                found.append(Level(name + setting, number, len(table), scores))
     return found
+
+
+def estimates(table: pa.Table, names: Iterable[str]) -> dict[str, Estimate]:
+    """The mean of each score that a row of a table has, with its interval."""
+    found = {name: _estimate(table[name]) for name in names}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def axes(told: Sequence[Level]) -> tuple[str, str] | None:
@@ -71,8 +74,8 @@ def axes(told: Sequence[Level]) -> tuple[str, str] | None:
     return best if counts[best] else None
 
 
-def plot(told: Sequence[Level]) -> str | None:
-    """The plot as an SVG element; None without a score of each kind."""
+def plot(told: Sequence[Level], *, inline: bool = True) -> str | None:
+    """The plot as an SVG element or a document; None without a score of each kind."""
     chosen = axes(told)
     if chosen is None:
         return None
@@ -86,7 +89,7 @@ def plot(told: Sequence[Level]) -> str | None:
         Axis.around(title(name), [end for one in both for end in _ends(one.scores[name])])
         for name in chosen
     )
-    return scatter(points, across, up, inline=True)
+    return scatter(points, across, up, inline=inline)
 
 
 def _ends(one: Estimate) -> tuple[float, float]:
@@ -99,22 +102,6 @@ def title(name: str) -> str:
     if score.better == NEITHER:
         return score.title
     return f"{score.title} ({'less' if score.better == LOWER else 'more'} is better)"
-
-
-def _settings(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """The rows of a method by the values that vary among them."""
-    varied = [name for name in SWEPT if pc.count_distinct(table[name], "only_valid").as_py() > 1]
-    settings = table.select(varied).group_by(varied).aggregate([]).to_pylist() if varied else []
-    if not 1 < len(settings) <= MOST_SETTINGS:
-        yield "", table
-        return
-    for setting in sorted(settings, key=lambda one: [value or 0 for value in one.values()]):
-        mask = np.ones(len(table), bool)
-        for name, value in setting.items():
-            same = pc.is_null(table[name]) if value is None else pc.equal(table[name], value)
-            mask &= pc.fill_null(same, False).to_numpy()
-        told = [f"{name} {value:g}" for name, value in setting.items() if value is not None]
-        yield " " + ", ".join(told), table.filter(pa.array(mask))
 
 
 def _estimate(column: pa.ChunkedArray) -> Estimate | None:

@@ -113,8 +113,8 @@ def test_large_self_attention_stays_the_targets(scene):
     one = replace(scene.only(0), steps=1, side=32, given=given)
     check(one)
     everywhere = edit(one, 0)
-    everywhere.target = lambda i, met: lambda own, before: (
-        own.p @ own.v if own.cross else met[2 * own.layer].p @ own.v
+    everywhere.target = lambda i, met: (
+        lambda own, before: own.p @ own.v if own.cross else met[2 * own.layer].p @ own.v
     )
     result, _ = one.evaluated(P2P())
     assert far(result, one.by_hand(0, everywhere)) > 10 * TOLERANCE

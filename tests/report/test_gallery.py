@@ -378,3 +378,61 @@ def test_outputs_stand_side_by_side(browser, tmp_path: Path):
     assert ["/better/images/" in place for place in places] == [True, False]
     assert len(reader.all(".plot circle")) == 4
     assert "better: sdedit" in reader.one(".plot").text
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of three outputs, of which the second lacks a row."""
+    folder = tmp_path_factory.mktemp("compared")
+    uris = []
+    for name, colour in (("pnp", "navy"), ("sdedit-low", "gold"), ("copy", "red")):
+        source(folder / name, "a.png", "teal")
+        made = [{**row, "colour": colour, "method": name.split("-")[0]} for row in rows()]
+        kept = [row for row in made if (name, row["row_id"]) != ("sdedit-low", "r1")]
+        uris.append(written(folder / name, kept, scored=True, where=f"{folder}/all/{name}").uri)
+    return write_report(*uris, place=f"{folder}/all/report")
+
+
+def test_a_grid_has_a_line_for_each_row_and_a_column_for_each_output(browser, compared):
+    reader = Reader(browser, compared)
+    reader.opens()
+    reader.waits(["r0", "r1", "r2", "r3", HOSTILE_ID, "r5"])
+    assert reader.one("h1").text == "3 outputs compared"
+    heads = [head.text for head in reader.all(".heads > span")]
+    assert heads == ["guidance\nCLIP · structure distance", "pnp", "sdedit-low", "copy"]
+    assert [cell.text for cell in reader.all("#runs .wide th[scope=row]")] == [
+        *("pnp done", "sdedit-low done", "copy done"),
+    ]
+    lefts = [[e.rect["x"] for e in line.find_elements(By.XPATH, "./*")]
+             for line in reader.all("#cards > li")]  # fmt: skip
+    assert len(lefts) == 7
+    assert all(line == lefts[0] for line in lefts)  # heads and cells stand in columns
+    first, second, *_, last = reader.all(".line")
+    assert [figure.text for figure in first.find_elements(By.TAG_NAME, "figure")] == ["0 · 0.1"] * 3
+    shown = [figure.text for figure in second.find_elements(By.TAG_NAME, "figure")]
+    assert shown == ["– · 0.1", "no row", "– · 0.1"]
+    assert "OutOfMemory" in last.text
+    assert not last.find_elements(By.CSS_SELECTOR, "figure img")
+    first.find_elements(By.CSS_SELECTOR, "figure a")[1].click()
+    reader.until(lambda: reader.is_open)
+    assert reader.one("dialog h2").text == "a red cat"
+    reader.presses(Keys.ESCAPE)
+    reader.until(lambda: not reader.is_open)
+    reader.chooses("view", "side by side")
+    reader.until(lambda: not reader.all(".line"))
+    assert "sdedit-low: sdedit" in reader.one(".card").text
+
+
+def test_a_wide_grid_scrolls_by_itself_and_keeps_its_guidance_images(browser, compared):
+    screen = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    reader = Reader(browser, compared)
+    reader.opens()
+    reader.until(lambda: reader.all(".line"))
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    grid = reader.one("#cards")
+    assert browser.execute_script("return arguments[0].scrollWidth", grid) > 390
+    before = [reader.one(f".line > :nth-child({n})").rect["x"] for n in (1, 2)]
+    browser.execute_script("arguments[0].scrollLeft = 40", grid)
+    after = [reader.one(f".line > :nth-child({n})").rect["x"] for n in (1, 2)]
+    assert after == [before[0], before[1] - 40]

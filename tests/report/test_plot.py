@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from xml.etree import ElementTree
 
 import pytest
 
-from pnp_batch.report.plot import Axis, Point, scatter
+from pnp_batch.report.plot import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, Axis, Point, scatter
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -60,3 +61,49 @@ def test_a_name_is_text():
     svg = drawn([Point(hostile, 1, 1)], Axis(hostile, 0, 2), Axis("y", 0, 2))
     assert not list(svg.iter(f"{SVG}script"))
     assert [t.text for t in svg.iter(f"{SVG}text")].count(hostile) == 2
+
+
+NAMES = (
+    *("pnp", "pnp-mask", "p2p", "masactrl", "ddim", "sdedit-low", "sdedit-medium", "sdedit-high"),
+    *("diffuseit", "vqgan-clip", "flexit", "text2live", "diffusionclip", "reconstruct", "copy"),
+    "p2p:inversion=null-text:self_steps=0.6:cross_steps=0.4",
+)
+
+
+def clustered(spread):
+    """Sixteen points, the first in the middle and each of the others somewhere around it."""
+    places = [(math.cos(2.4 * n) * n, math.sin(2.4 * n) * n) for n in range(len(NAMES))]
+    return [
+        Point(name, 0.5 + spread * x, 0.5 + spread * y)
+        for name, (x, y) in zip(NAMES, places, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.004, 0.001, 0.0])
+def test_names_of_many_points_cover_neither_each_other_nor_a_point(spread):
+    svg = drawn(clustered(spread), Axis("x", 0, 1), Axis("y", 0, 1))
+    texts = [text for text in svg.iter(f"{SVG}text") if text.get("class") == "name"]
+    assert [text.text for text in texts[:15]] == list(NAMES[:15])
+    assert texts[15].text == "p2p:inversion=null-text:self_steps=…"
+    boxes = [(float(t.get("x")), float(t.get("y")), 7 * len(t.text)) for t in texts]
+    for number, (left, base, wide) in enumerate(boxes):
+        assert left >= LEFT
+        assert left + wide <= WIDTH
+        assert base - 11 >= TOP
+        assert base <= HEIGHT - BOTTOM
+        for other_left, other_base, other_wide in boxes[:number]:
+            apart = left >= other_left + other_wide or other_left >= left + wide
+            assert apart or abs(base - other_base) >= 15
+        for x, y in places(svg):
+            assert not (left - 4 < x < left + wide + 4 and base - 11 - 4 < y < base + 4 + 4)
+
+
+def test_a_name_that_stands_away_from_its_point_is_led_to_it():
+    points = clustered(0.0)
+    svg = drawn(points, Axis("x", 0, 1), Axis("y", 0, 1))
+    leads = [path for path in svg.iter(f"{SVG}path") if path.get("class") == "lead"]
+    at = "M{:.1f} {:.1f}L".format(*places(svg)[0])
+    assert len(leads) >= 8
+    assert all(lead.get("d").startswith(at) for lead in leads)
+    alone = drawn(points[:1], Axis("x", 0, 1), Axis("y", 0, 1))
+    assert not [path for path in alone.iter(f"{SVG}path") if path.get("class") == "lead"]

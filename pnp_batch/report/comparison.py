@@ -1,0 +1,117 @@
+"""A comparison in numbers: outputs of one manifest in; a table for people and for programs out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pnp_batch import methods
+from pnp_batch.parameters import resolved
+from pnp_batch.report.cost import spent
+from pnp_batch.report.reported import Reported
+from pnp_batch.report.trade import estimates
+from pnp_batch.results import OK
+from pnp_batch.scores import HIGHER, LOWER, SCORES, STRUCTURE, TEXT, Score
+from pnp_batch.world.compare import Estimate
+
+ARROWS = {HIGHER: " ↑", LOWER: " ↓"}
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one output of a comparison is worth and has cost.
+
+    Attributes:
+        name: of the variant that made it.
+        output: its URI.
+        method, parameters: of its job, and how that samples.
+        rows, done, failed: asked for, with a picture, and without.
+        scores: means over the rows that have one, with 95 % intervals.
+        unet_evaluations: for each row with a picture, of the inversion and the guidance branch what
+            its image's rows share among them; None where the method is not installed here.
+        decodes: for each row, of latents with a pass backwards.
+        seconds: that a device has computed for each row; inversions count where they were made.
+    """
+
+    name: str
+    output: str
+    method: str
+    parameters: Mapping[str, Any]
+    rows: int
+    done: int
+    failed: int
+    scores: Mapping[str, Estimate]
+    unet_evaluations: float | None
+    decodes: float
+    seconds: float | None
+
+
+def measured(one: Reported) -> Measured:
+    """Counts and averages what an output has recorded."""
+    summary = one.recorded.summary()
+    good = one.table.filter(pc.equal(one.table["status"], OK))
+    cost = spent(one.table, str(one.there.settings.get("device", "auto")), None)
+    sampling = {name: one.there.settings.get(name) for name in ("steps", "inversion_steps")}
+    sampling |= {"deep_every": one.config.deep_every, "seed": one.config.seed}
+    parameters = resolved(methods.get(one.config.method), one.config.parameters)
+    each = max(1, summary.done)
+    return Measured(
+        name=one.name,
+        output=one.storage.uri,
+        method=one.config.method,
+        parameters={**sampling, **parameters},
+        rows=one.there.rows,
+        done=summary.done,
+        failed=summary.failed,
+        scores=estimates(good, one.scores),
+        unet_evaluations=None if cost.uncounted else sum(cost.evaluations.values()) / each,
+        decodes=cost.decodes / each,
+        seconds=pc.mean(good["seconds"]).as_py(),
+    )
+
+
+def table(told: Sequence[Measured], most: int | None = None) -> list[list[str]]:
+    """A line of texts for each output below one of titles: its scores, then its cost.
+
+    Args:
+        told: the outputs.
+        most: scores, None for all of structure and of text.
+    """
+    scores = [score for score in _main() if any(score.name in one.scores for one in told)][:most]
+    decodes = any(one.decodes for one in told)
+    heads = ["method", *(f"{score.title}{ARROWS[score.better]}" for score in scores)]
+    heads += ["UNet evaluations", *["decodes"] * decodes, "s"]
+    lines = [heads]
+    for one in told:
+        cells = [one.name, *(_interval(one.scores.get(score.name)) for score in scores)]
+        cells += [_number(one.unet_evaluations), *[_number(one.decodes)] * decodes]
+        lines.append([*cells, NOTHING if one.seconds is None else f"{one.seconds:.3g}"])
+    return lines
+
+
+def markdown(told: Sequence[Measured], notes: Sequence[str]) -> str:
+    """The table as Markdown, and what is to be known of it."""
+    heads, *lines = ([cell.replace("|", "\\|") for cell in line] for line in table(told))
+    names = [f"`{line[0]}`" for line in lines]
+    rules = ["---", *["---:"] * (len(heads) - 1)]
+    cells = [heads, rules, *([n, *line[1:]] for n, line in zip(names, lines, strict=True))]
+    rows = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([*rows, *(f"\n{note}" for note in notes)]) + "\n"
+
+
+def _main() -> list[Score]:
+    """The scores of the table: one of structure, and all that tell whether the text is followed."""
+    structure = next(score for score in SCORES if score.kind == STRUCTURE)
+    return [structure, *(s for s in SCORES if s.kind == TEXT and s.better in ARROWS)]
+
+
+def _interval(found: Estimate | None) -> str:
+    return f"{found.mean:.3g} [{found.low:.3g}, {found.high:.3g}]" if found else NOTHING
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.1f}".removesuffix(".0")
