@@ -18,9 +18,14 @@ __all__ = ["GROUP", "KNOWN", "Asked", "Batch", "Cost", "Method", "get", "names"]
 GROUP = "pnp_batch.methods"
 _OWN = {
     "copy": "pnp_batch.methods.copy:Copy",
+    "diffuseit": "pnp_batch.methods.diffuseit:DiffuseIT",
+    "diffusionclip": "pnp_batch.methods.diffusionclip:DiffusionCLIP",
+    "flexit": "pnp_batch.methods.flexit:FlexIT",
     "pnp": "pnp_batch.methods.pnp:PlugAndPlay",
     "reconstruct": "pnp_batch.methods.reconstruct:Reconstruct",
     "sdedit": "pnp_batch.methods.sdedit:SDEdit",
+    "text2live": "pnp_batch.methods.text2live:Text2LIVE",
+    "vqgan-clip": "pnp_batch.methods.vqgan_clip:VQGANCLIP",
 }
 
 
