@@ -70,7 +70,8 @@ FLOORS = (
     (
         *("diffusion.schedule", "diffusion.sites", "diffusion.stopwatch", "diffusion.unet"),
         *("diffusion.attention", "diffusion.maps", "diffusion.injection", "diffusion.inversion"),
-        *("diffusion.critic", "diffusion.sampling", "diffusion.tuning"),
+        *("diffusion.critic", "diffusion.losses", "diffusion.guide", "diffusion.layer"),
+        *("diffusion.sampling", "diffusion.finetuning", "diffusion.tuning"),
         *("diffusion.null_text", "diffusion.inversions", "diffusion.edit_friendly"),
         *("diffusion.control", "diffusion.source_branch", "diffusion.alignment"),
         *("diffusion.prompt_to_prompt", "diffusion.mutual"),

@@ -88,6 +88,9 @@ class Cost:
         injected_shallow: how many shallow ones do.
         gradients: how many of an output row's whole ones come with a pass backwards.
         decodes: decodings of an output row's latents with a pass backwards, through a CLIP.
+        trained: whole evaluations for each pair of source and target text that rows share. How
+            many pairs there are no plan knows, so that none counts them.
+        trained_gradients: of which so many come with a pass backwards.
     """
 
     inversion: bool = False
@@ -103,6 +106,8 @@ class Cost:
     injected_shallow: int = 0
     gradients: int = 0
     decodes: int = 0
+    trained: int = 0
+    trained_gradients: int = 0
 
     @property
     def guidance(self) -> int:
