@@ -39,6 +39,7 @@ FLOORS = (
             "errors",
             "steps",
             "option",
+            "layers",
             "parameters",
             "config",
             "presets",

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from pnp_batch import methods
 from pnp_batch.errors import InvalidConfig
+from pnp_batch.parameters import resolved
 from pnp_batch.results import OK
 from pnp_batch.steps import Sampling
 
@@ -60,7 +61,8 @@ def spent(table: pa.Table, device: str, price_per_hour: float | None) -> Spent:
         given |= json.loads(recipe["parameters"] or "{}")
         sampling = Sampling(recipe["steps"], recipe["inversion_steps"], recipe["deep_every"] or 1)
         try:
-            cost = methods.get(recipe["method"]).cost(sampling, given)
+            method = methods.get(recipe["method"])
+            cost = method.cost(sampling, resolved(method, given))
         except (InvalidConfig, KeyError):  # a plug-in of another machine, or of another version
             uncounted.add(str(recipe["method"]))
             continue
