@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pnp_batch.errors import InvalidModel
-from pnp_batch.layers import ATTENDING, DECODER, LAST, PER_BLOCK
+from pnp_batch.layers import ATTENDING, DECODER, LAST, PER_BLOCK, map_level
 
 # What all Stable Diffusion 1.x and 2.x models have in common, and what the walk relies on.
 LAYOUT: dict[str, Any] = {
@@ -38,6 +38,7 @@ class UNetFlops:
         feature_branch: of each, conv1, time projection and conv2 of that block.
         to_attention: of each that has it, up to and with q and k of its self-attention.
         qk: of each of these, q, k and QK^T of its self-attention.
+        to_maps: up to and with the last cross-attention map that masks are read from.
     """
 
     full: float
@@ -46,6 +47,7 @@ class UNetFlops:
     feature_branch: Mapping[int, float]
     to_attention: Mapping[int, float]
     qk: Mapping[int, float]
+    to_maps: float
 
     @property
     def shallow(self) -> float:
@@ -129,6 +131,8 @@ def unet_flops(config: Mapping[str, Any], resolution_latent: int, tokens: int) -
     marks = _walk_unet(config, resolution_latent, tokens)
     blocks = {n: _site(n, "resnets") for n in DECODER}
     attentions = {n: f"{_site(n, 'attentions')}.attn1" for n in ATTENDING}
+    level, _ = map_level(resolution_latent, len(LAYOUT["up_block_types"]))
+    read_last = f"{_site(LAST - level * PER_BLOCK, 'attentions')}.attn2"
     return UNetFlops(
         full=float(marks["end"]),
         deep=float(marks[blocks[LAST]] - marks["down_blocks[0].resnets[0]"]),
@@ -138,6 +142,7 @@ def unet_flops(config: Mapping[str, Any], resolution_latent: int, tokens: int) -
         },
         to_attention={n: float(marks[f"{site}.to_k"]) for n, site in attentions.items()},
         qk={n: float(marks[f"{site}.scores"] - marks[site]) for n, site in attentions.items()},
+        to_maps=float(marks[f"{read_last}.scores"]),
     )
 
 

@@ -1,4 +1,4 @@
-"""Decoder layers by their numbers: text such as `4,7-9` in, numbers out, and back.
+"""Layers of a UNet by their numbers: text such as `4,7-9` in, numbers out, and back.
 
 The decoder of a Stable Diffusion UNet has twelve layers, numbered through its four up blocks of
 three each (Tumanyan et al., CVPR 2023, section 4).
@@ -6,6 +6,7 @@ three each (Tumanyan et al., CVPR 2023, section 4).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -18,6 +19,10 @@ LAST = DECODER[-1]
 ATTENDING = DECODER[PER_BLOCK:]
 # Whose features and whose self-attention are injected as published.
 FEATURES, ATTENTION = DECODER[4:5], DECODER[4:]
+
+# The side of the cross-attention maps that Prompt-to-Prompt and MasaCtrl read; models without maps
+# of that side are read next to it.
+MAP_SIDE = 16
 
 _RUN = re.compile(r"\s*(\d{1,2})\s*(?:-\s*(\d{1,2})\s*)?")
 
@@ -43,6 +48,16 @@ def parsed(name: str, text: str, known: Sequence[int] = DECODER) -> tuple[int, .
             f"give numbers and ranges from {known[0]} to {known[-1]}, such as 4 or 4,7-9",
         )
     return tuple(sorted(found))
+
+
+def map_level(latent_side: int, levels: int) -> tuple[int, int]:
+    """The level of a UNet whose cross-attention maps are nearest to `MAP_SIDE`, and their side.
+
+    Level 0 is the full resolution; the innermost of the `levels` has no cross-attention of its own.
+    """
+    sides = [max(1, latent_side >> level) for level in range(levels - 1)]
+    level = min(range(levels - 1), key=lambda n: abs(math.log2(sides[n] / MAP_SIDE)))
+    return level, sides[level]
 
 
 def canonical(name: str, text: str, known: Sequence[int] = DECODER) -> str:

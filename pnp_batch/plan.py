@@ -216,7 +216,7 @@ def _spending(job: Job, rows: np.ndarray, inversions: int) -> _Spending:
         guidance, translated = _flops(cost, unet)
         translated += cost.decodes * 3 * decode
         spent["guidance"] += images * cost.guidance
-        spent["translated"] += count * (cost.translated + cost.translated_shallow)
+        spent["translated"] += count * cost.row
         flop += images * guidance + count * (translated + decode * method.uses_model)
     return _Spending(spent, flop / 1e12)
 
@@ -235,6 +235,9 @@ def _flops(cost: methods.Cost, unet: UNetFlops) -> tuple[float, float]:
     row -= cost.injected_attention * sum(unet.qk[n] for n in cost.attention_layers)
     row -= cost.injected_shallow_features * unet.feature_branch[LAST]
     row -= cost.injected_shallow * unet.qk[LAST]
+    # What is computed beside q, k and QK^T of a self-attention costs as much as these.
+    row += cost.blended_attention * sum(unet.qk[n] for n in cost.attention_layers)
+    row += cost.mapped * unet.to_maps
     return guidance, row
 
 

@@ -142,7 +142,7 @@ def forward(config: dict[str, Any], side: int, tokens: int, device: str = "cpu")
     return unet, lambda: unet(latents, timestep, text)
 
 
-def measured(unet: nn.Module, call: Callable[[], object]) -> UNetFlops:
+def measured(unet: nn.Module, call: Callable[[], object], side: int) -> UNetFlops:
     """The numbers from the real UNet, in one forward."""
     begin, end = clock(call, unet)
     # After v and before the output projection: QK^T, and as much again for its product with v.
@@ -150,6 +150,11 @@ def measured(unet: nn.Module, call: Callable[[], object]) -> UNetFlops:
         n: end[f"{s}.to_k"] - begin[s] + (begin[f"{s}.to_out.0"] - end[f"{s}.to_v"]) // 2
         for n, s in ATTENTION_SITES.items()
     }
+    # Of 16 x 16 they are the full resolution's, of 64 x 64 those two levels below.
+    last = {11: "3", 16: "3", 64: "1"}[side]
+    cross = f"up_blocks.{last}.attentions.2.transformer_blocks.0.attn2"
+    scores = (begin[f"{cross}.to_out.0"] - end[f"{cross}.to_v"]) // 2
+    to_maps = end[f"{cross}.to_k"] + scores
     around = end["time_embedding"] + end["conv_in"] - begin["conv_in"]
     return UNetFlops(
         full=end[""],
@@ -160,6 +165,7 @@ def measured(unet: nn.Module, call: Callable[[], object]) -> UNetFlops:
             n: max(end[f"{site}.to_q"], end[f"{site}.to_k"]) for n, site in ATTENTION_SITES.items()
         },
         qk=qk,
+        to_maps=to_maps,
     )
 
 
@@ -177,7 +183,7 @@ def measured_vae(config: dict[str, Any], resolution: int, device: str = "cpu") -
 def test_unet_equals_the_counter(layout, side, tokens):
     config = TINY_UNETS[layout]
     found = unet_flops(config, side, tokens)
-    assert found == measured(*forward(config, side, tokens))
+    assert found == measured(*forward(config, side, tokens), side)
     assert (list(found.to_feature), list(found.qk)) == ([*range(12)], [*range(3, 12)])
 
 
@@ -205,7 +211,7 @@ def test_vae_equals_the_counter(resolution):
 
 
 def test_full_size_unet_on_the_meta_device():
-    assert unet_flops(SD15_UNET, 64, 77) == measured(*forward(SD15_UNET, 64, 77, device="meta"))
+    assert unet_flops(SD15_UNET, 64, 77) == measured(*forward(SD15_UNET, 64, 77, "meta"), 64)
 
 
 def test_full_size_vae_on_the_meta_device():

@@ -71,7 +71,7 @@ FLOORS = (
     (
         *("diffusion.schedule", "diffusion.sites", "diffusion.stopwatch", "diffusion.unet"),
         *("diffusion.attention", "diffusion.maps", "diffusion.injection", "diffusion.inversion"),
-        *("diffusion.critic", "diffusion.sampling", "diffusion.tuning"),
+        *("diffusion.critic", "diffusion.sampling", "diffusion.masking", "diffusion.tuning"),
     ),
     ("methods",),
     ("origins", "engine", "translator", "sink", "job", "evaluation", "summary"),

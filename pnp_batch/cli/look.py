@@ -121,7 +121,7 @@ def methods(as_json: bool) -> None:
         inverted = "50 for the inversion, " if cost.inversion else ""
         lines.append(
             f"  UNet evaluations at 50 steps: {inverted}{cost.guidance} of the guidance branch "
-            f"for each image, {cost.translated} for each row"
+            f"for each image, {cost.row} for each row"
         )
     answer("\n".join(lines), {"methods": told}, as_json=as_json)
 

@@ -10,9 +10,9 @@ Where a self-attention allows it, its probabilities are computed once for all ro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -21,6 +21,8 @@ from torch import nn
 from pnp_batch.diffusion.attention import SharedAttention, is_plain
 from pnp_batch.diffusion.sites import Sites
 from pnp_batch.errors import InvalidModel
+
+I = TypeVar("I", bound="Injection")
 
 
 class InjectionNotFired(InvalidModel):
@@ -31,15 +33,19 @@ class _Complete(Exception):
     """Ends a guidance evaluation once every scheduled site has been kept: no error."""
 
 
-@contextmanager
-def injected(sites: Sites, owner: torch.Tensor) -> Iterator[Injection]:
+def injected(sites: Sites, owner: torch.Tensor) -> AbstractContextManager[Injection]:
     """Installs hooks and processors at `sites` and always removes them, also after an exception.
 
     Args:
         sites: of the UNet.
         owner: for each row of the translated evaluations the index of its guidance row, int64 (R,).
     """
-    injection = Injection(sites, owner)
+    return installed(Injection(sites, owner))
+
+
+@contextmanager
+def installed(injection: I) -> Iterator[I]:
+    """The same for an injection of any kind."""
     with ExitStack() as stack:
         for remove in injection.install():
             stack.callback(remove)
@@ -133,11 +139,13 @@ class Injection:
 
     def _empty(self, site: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
         def drop_rows(module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ANN401 - hook
-            if not self._handing_out or site not in self._scheduled:
-                return None
-            return (args[0][:0], *args[1:])
+            return (args[0][:0], *args[1:]) if self._replaces(site) else None
 
         return drop_rows
+
+    def _replaces(self, site: nn.Module) -> bool:
+        """Whether what a site computes of its own is of no use, as it hands out what was kept."""
+        return self._handing_out and site in self._scheduled
 
     def _hand_over(self, site: nn.Module, args: Any, output: torch.Tensor) -> Any:  # noqa: ANN401
         if site not in self._scheduled:

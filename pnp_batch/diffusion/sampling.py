@@ -86,7 +86,7 @@ def reconstruct(
     branch = Branch(unet, schedule.sampling)
     for index, t in enumerate(schedule.timesteps):
         output = branch(x, t, text, whole=schedule.sampling.is_whole(index))
-        x = _step(output, x, schedule, index)
+        x = step(output, x, schedule, index)
     return x
 
 
@@ -126,7 +126,7 @@ def sample(
         meet(x)
         whole = schedule.sampling.is_whole(index - first)
         output = branch(torch.cat([x, x]), schedule.timesteps[index], text, whole=whole)
-        x = _step(prompts.combine(output), x, schedule, index)
+        x = step(prompts.combine(output), x, schedule, index)
     return x
 
 
@@ -179,12 +179,12 @@ def translate(
             output = injection.translated(
                 partial(translated, torch.cat([x, x]), t, text, whole=whole)
             )
-            x = _step(prompts.combine(output), x, schedule, index)
+            x = step(prompts.combine(output), x, schedule, index)
     return x
 
 
-def _step(output: torch.Tensor, x: torch.Tensor, schedule: Schedule, index: int) -> torch.Tensor:
-    """One DDIM step down, from timestep `index` of the sampling to the one below it."""
+def step(output: torch.Tensor, x: torch.Tensor, schedule: Schedule, index: int) -> torch.Tensor:
+    """One DDIM step down from latents x, from timestep `index` of the sampling to the one below."""
     t, s = schedule.timesteps[index], schedule.below(index)
     x0, eps = predicted(output, x, schedule.level(t), schedule.prediction)
     return move(x0, eps, schedule.level(s))

@@ -19,6 +19,7 @@ GROUP = "pnp_batch.methods"
 _OWN = {
     "copy": "pnp_batch.methods.copy:Copy",
     "pnp": "pnp_batch.methods.pnp:PlugAndPlay",
+    "pnp-mask": "pnp_batch.methods.pnp_mask:MaskedPlugAndPlay",
     "reconstruct": "pnp_batch.methods.reconstruct:Reconstruct",
     "sdedit": "pnp_batch.methods.sdedit:SDEdit",
 }

@@ -6,7 +6,7 @@ imports torch only when it translates, so that `plan` and `validate` know every 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,8 @@ class Batch:
         parameters: the method's own parameters that all rows of the batch share.
         rows: what each of the N rows asks for, in words.
         model: encodes texts and pictures, decodes latents.
+        keep: takes a row's index, a name and a small picture, uint8 (h, w), to be shown beside the
+            row's result.
     """
 
     unet: UNet
@@ -66,6 +68,7 @@ class Batch:
     parameters: Mapping[str, Any]
     rows: tuple[Asked, ...] = ()
     model: StableDiffusion | None = None
+    keep: Callable[[int, str, torch.Tensor], None] = lambda row, name, picture: None
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,11 @@ class Cost:
         guidance_gradients: of which so many come with a pass backwards.
         translated: whole evaluations for each output row.
         translated_shallow: shallow ones.
+        mapped: evaluations for each output row up to the last cross-attention map.
         injected_features, injected_attention: how many whole ones skip what is injected.
         injected_shallow: how many shallow ones skip their attention.
         injected_shallow_features: how many their features.
+        blended_attention: how many whole ones compute the injected self-attention beside another.
         gradients: how many of an output row's whole ones come with a pass backwards.
         decodes: decodings of an output row's latents with a pass backwards, through a CLIP.
     """
@@ -101,10 +106,12 @@ class Cost:
     guidance_gradients: int = 0
     translated: int = 0
     translated_shallow: int = 0
+    mapped: int = 0
     injected_features: int = 0
     injected_attention: int = 0
     injected_shallow: int = 0
     injected_shallow_features: int = 0
+    blended_attention: int = 0
     gradients: int = 0
     decodes: int = 0
 
@@ -113,6 +120,11 @@ class Cost:
         """Evaluations of the guidance branch, however far they go."""
         whole = self.guidance_to_attention + self.guidance_to_feature + self.guidance_whole
         return whole + self.guidance_shallow + self.guidance_shallow_to_feature
+
+    @property
+    def row(self) -> int:
+        """Evaluations for each output row, however far they go."""
+        return self.translated + self.translated_shallow + self.mapped
 
 
 class Method:

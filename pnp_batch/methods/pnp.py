@@ -43,7 +43,7 @@ class PlugAndPlay(Method):
     def cost(self, sampling: Sampling, parameters: Mapping[str, Any]) -> Cost:
         """The guidance branch runs as far and as long as something is injected from it."""
         feature_layers, attention_layers = _layers(parameters)
-        features, attention = _steps(sampling.steps, parameters)
+        features, attention = injected_steps(sampling.steps, parameters)
         whole, shallow = sampling.evaluations(sampling.steps)
         featured, featured_shallow = sampling.evaluations(features)
         attended, attended_shallow = sampling.evaluations(attention)
@@ -83,10 +83,10 @@ def injecting(batch: Batch) -> Injecting:
     from pnp_batch.diffusion.sites import find_sites
 
     sites = find_sites(batch.unet.module, *_layers(batch.parameters))
-    return Injecting(*_steps(batch.schedule.steps, batch.parameters), sites)
+    return Injecting(*injected_steps(batch.schedule.steps, batch.parameters), sites)
 
 
-def _steps(steps: int, parameters: Mapping[str, Any]) -> tuple[int, int]:
+def injected_steps(steps: int, parameters: Mapping[str, Any]) -> tuple[int, int]:
     """In how many of the first steps features and attention are injected."""
     return int(steps * parameters["pnp_f_t"]), int(steps * parameters["pnp_attn_t"])
 

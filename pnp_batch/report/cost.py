@@ -67,8 +67,7 @@ def spent(table: pa.Table, device: str, price_per_hour: float | None) -> Spent:
             uncounted.add(str(recipe["method"]))
             continue
         counted["guidance"] += recipe["source_sha256_count_distinct"] * cost.guidance
-        each = cost.translated + cost.translated_shallow
-        counted["translation"] += recipe["status_count"] * each
+        counted["translation"] += recipe["status_count"] * cost.row
     counted["inversions"] = _inversions(usable)
     hours = (pc.sum(table["seconds"]).as_py() or 0.0) / 3600
     return Spent(
