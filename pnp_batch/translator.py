@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from PIL import Image
@@ -14,7 +14,7 @@ from pnp_batch import methods, source
 from pnp_batch import parameters as settled
 from pnp_batch.batches import DEFAULT_BATCH_SIZE, PLACE, RECIPE, Place, with_places
 from pnp_batch.config import RunConfig
-from pnp_batch.engine import Engine
+from pnp_batch.engine import Engine, Outcome
 from pnp_batch.errors import InvalidConfig, InvalidRow, ModelError, did_you_mean
 from pnp_batch.identity import derived_seed
 from pnp_batch.latents import LatentCache
@@ -36,6 +36,7 @@ PARAMETERS = (
     "set",
     *OPTIONS,
 )
+T = TypeVar("T")
 
 
 class Translator:
@@ -87,18 +88,45 @@ class Translator:
             InvalidConfig: an unknown parameter, or a value out of range.
             RowError: of the kind that `pnp-batch run` would have recorded for the row.
         """
+        made = {
+            name: outcome.image
+            for name, outcome in self._outcomes(images, prompts, parameters).items()
+            if outcome.image is not None
+        }
+        return _as_asked(made, prompts)
+
+    def masks(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str | Sequence[str]],
+        **parameters: Any,
+    ) -> list[dict[str, Image.Image] | list[dict[str, Image.Image]]]:
+        """The masks that a translation reads on its way, where its method reads some.
+
+        Args:
+            images, prompts, **parameters: as of `translate`; the method is `pnp-mask` by default.
+
+        Returns:
+            As `translate`, but each picture is a dict: `source mask` and `target mask`, the subject
+            in the guidance image and in the translation, averaged over the steps that inject, as
+            grey images of the working resolution. Empty where no step injects.
+        """
+        made = self._outcomes(images, prompts, {"method": "pnp-mask", **parameters})
+        return _as_asked({name: outcome.pictures() for name, outcome in made.items()}, prompts)
+
+    def _outcomes(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str | Sequence[str]],
+        parameters: dict[str, Any],
+    ) -> dict[str, Outcome]:
+        """What became of each row, by its name."""
         engine, rows = self.prepared(images, prompts, _config(parameters))
-        made: dict[str, Image.Image] = {}
-        for outcome in engine.translate(rows):
+        made = {outcome.row.row_id: outcome for outcome in engine.translate(rows)}
+        for outcome in made.values():
             if outcome.image is None:
                 raise ModelError("no picture was made") if outcome.error is None else outcome.error
-            made[outcome.row.row_id] = outcome.image
-        return [
-            made[f"{i}"]
-            if isinstance(entry, str)
-            else [made[f"{i}-{k}"] for k in range(len(entry))]
-            for i, entry in enumerate(prompts)
-        ]
+        return made
 
     def prepared(
         self,
@@ -119,6 +147,14 @@ class Translator:
         )
         ahead = self.model.device.type == "cuda"
         return engine, _rows(images, prompts, config, engine.resolution, ahead=ahead)
+
+
+def _as_asked(made: Mapping[str, T], prompts: Sequence[str | Sequence[str]]) -> list[T | list[T]]:
+    """What was made of each row, in the shape of the prompts."""
+    return [
+        made[f"{i}"] if isinstance(entry, str) else [made[f"{i}-{k}"] for k in range(len(entry))]
+        for i, entry in enumerate(prompts)
+    ]
 
 
 def _config(parameters: dict[str, Any]) -> RunConfig:

@@ -66,6 +66,8 @@ def test_pictures_do_not_depend_on_their_company(translator: Translator) -> None
         {"negative_prompt": "blue"},
         {"pnp_f_t": 0.0},
         {"pnp_attn_t": 0.0},
+        {"pnp_f_layers": "7"},
+        {"pnp_attn_layers": "4-8"},
         {"inversion_steps": 8},
         {"method": "reconstruct"},
         {"method": "sdedit"},

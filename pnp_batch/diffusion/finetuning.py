@@ -115,9 +115,7 @@ class _Loss:
         return self._parameters["clip_weight"] * told + self._parameters["source_weight"] * kept
 
 
-def _sampled(
-    unet: UNet, x: torch.Tensor, text: torch.Tensor, schedule: Schedule
-) -> torch.Tensor:
+def _sampled(unet: UNet, x: torch.Tensor, text: torch.Tensor, schedule: Schedule) -> torch.Tensor:
     """Deterministic sampling that gradients flow through."""
     for index, t in enumerate(schedule.timesteps):
         output = unet(x, t, text)

@@ -10,6 +10,7 @@ import torch
 
 from pnp_batch.diffusion.injection import injected
 from pnp_batch.diffusion.schedule import Schedule, move, predicted
+from pnp_batch.diffusion.sites import Sites
 from pnp_batch.diffusion.unet import Branch, UNet
 
 
@@ -59,6 +60,27 @@ class Prompts:
         """Classifier-free guidance (Ho & Salimans, arXiv 2207.12598) of a (2N, ...) output."""
         negative, target = output.chunk(2)
         return negative + self.scale.view(-1, 1, 1, 1) * (target - negative)
+
+
+@dataclass(frozen=True)
+class Injecting:
+    """What Plug-and-Play injects, and for how long.
+
+    Attributes:
+        feature_steps, attention_steps: in how many of the first steps.
+        sites: where; None for the published ones.
+    """
+
+    feature_steps: int
+    attention_steps: int
+    sites: Sites | None = None
+
+    def at(self, index: int) -> dict[str, bool]:
+        """Whether features and attention are injected in a step."""
+        return {
+            "features": index < self.feature_steps,
+            "attention": index < self.attention_steps,
+        }
 
 
 @torch.inference_mode()
@@ -133,16 +155,14 @@ def translate(
     guidance: Guidance,
     prompts: Prompts,
     schedule: Schedule,
-    *,
-    feature_steps: int,
-    attention_steps: int,
+    injecting: Injecting,
 ) -> torch.Tensor:
     """Plug-and-Play translation (Tumanyan et al., CVPR 2023, algorithm 1).
 
     Starts every row from its guidance image's x_T. While injection lasts, each step first runs
     the guidance images' own latents of that timestep through the UNet, as far as the last site
     that is needed, and then the negative and target branches of all rows with the guidance
-    images' features (first `feature_steps` steps) and queries and keys (first `attention_steps`).
+    images' features and queries and keys.
 
     Returns:
         The translated latents x0, (N, C, h, w).
@@ -153,13 +173,12 @@ def translate(
     x = guidance.trajectory[0].index_select(0, guidance.owner)
     owner = torch.cat([guidance.owner, guidance.owner])
     source, translated = Branch(unet, schedule.sampling), Branch(unet, schedule.sampling)
-    with injected(unet.sites, owner) as injection:
+    with injected(injecting.sites or unet.sites, owner) as injection:
         for index, t in enumerate(schedule.timesteps):
             whole = schedule.sampling.is_whole(index)
             injection.guidance(
                 partial(source, guidance.trajectory[index], t, guidance.text, whole=whole),
-                features=index < feature_steps,
-                attention=index < attention_steps,
+                **injecting.at(index),
                 whole=whole,
             )
             text = prompts.at(index).both
@@ -171,7 +190,7 @@ def translate(
 
 
 def step(output: torch.Tensor, x: torch.Tensor, schedule: Schedule, index: int) -> torch.Tensor:
-    """One DDIM step down, from timestep `index` of the sampling to the one below it."""
+    """One DDIM step down from latents x, from timestep `index` of the sampling to the one below."""
     t, s = schedule.timesteps[index], schedule.below(index)
     x0, eps = predicted(output, x, schedule.level(t), schedule.prediction)
     return move(x0, eps, schedule.level(s))

@@ -53,9 +53,9 @@ def tune(model: StableDiffusion, memory_format: str, attention: str, *, compiled
 
 
 def _compilable(unet: nn.Module) -> list[Any]:
-    """The blocks without a site of injection: a compiled block would run past its hooks."""
+    """The blocks without a usual site of injection: a compiled block runs past hooks in it."""
     sites = find_sites(unet)
-    hooked = {sites.feature, *sites.attention}
+    hooked = {*sites.features, *sites.attention}
     blocks = [module for module in unet.modules() if isinstance(module, BLOCKS)]
     return [block for block in blocks if hooked.isdisjoint(block.modules())]
 

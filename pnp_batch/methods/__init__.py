@@ -26,6 +26,7 @@ _OWN = {
     "diffusionclip": "pnp_batch.methods.diffusionclip:DiffusionCLIP",
     "flexit": "pnp_batch.methods.flexit:FlexIT",
     "pnp": "pnp_batch.methods.pnp:PlugAndPlay",
+    "pnp-mask": "pnp_batch.methods.pnp_mask:MaskedPlugAndPlay",
     "reconstruct": "pnp_batch.methods.reconstruct:Reconstruct",
     "sdedit": "pnp_batch.methods.sdedit:SDEdit",
     "text2live": "pnp_batch.methods.text2live:Text2LIVE",

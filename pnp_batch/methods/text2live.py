@@ -111,9 +111,7 @@ class _Losses:
             seen = critic.relevance(image, subject)
             self._map = interpolate(seen, size=image.shape[-2:], mode="bilinear")
 
-    def __call__(
-        self, colours: torch.Tensor, opacity: torch.Tensor, left: float
-    ) -> torch.Tensor:
+    def __call__(self, colours: torch.Tensor, opacity: torch.Tensor, left: float) -> torch.Tensor:
         """The loss of a layer, while a share `left` of the training is to come."""
         import torch
 
