@@ -149,9 +149,7 @@ class Translator:
         return engine, _rows(images, prompts, config, engine.resolution, ahead=ahead)
 
 
-def _as_asked(
-    made: Mapping[str, T], prompts: Sequence[str | Sequence[str]]
-) -> list[T | list[T]]:
+def _as_asked(made: Mapping[str, T], prompts: Sequence[str | Sequence[str]]) -> list[T | list[T]]:
     """What was made of each row, in the shape of the prompts."""
     return [
         made[f"{i}"] if isinstance(entry, str) else [made[f"{i}-{k}"] for k in range(len(entry))]

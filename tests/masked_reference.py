@@ -205,7 +205,8 @@ def translate(unet, trajectory, source_text, edit: Edit, subject: Subject, mode:
                 qk={m: qk for m, qk in features.qk.items() if use_qk and m in edit.attn_layers},
             )
             _, maps = with_maps(
-                unet, lambda t=t: evaluate(unet, trajectory[t], t, subject.text, Features(), None, None)
+                unet,
+                lambda t=t: evaluate(unet, trajectory[t], t, subject.text, Features(), None, None),
             )
             source = mask_of(maps, subject.source, subject)
             target = source

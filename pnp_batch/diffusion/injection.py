@@ -22,7 +22,7 @@ from pnp_batch.diffusion.attention import SharedAttention, is_plain
 from pnp_batch.diffusion.sites import Sites
 from pnp_batch.errors import InvalidModel
 
-I = TypeVar("I", bound="Injection")
+Kind = TypeVar("Kind", bound="Injection")
 
 
 class InjectionNotFired(InvalidModel):
@@ -44,7 +44,7 @@ def injected(sites: Sites, owner: torch.Tensor) -> AbstractContextManager[Inject
 
 
 @contextmanager
-def installed(injection: I) -> Iterator[I]:
+def installed(injection: Kind) -> Iterator[Kind]:
     """The same for an injection of any kind."""
     with ExitStack() as stack:
         for remove in injection.install():

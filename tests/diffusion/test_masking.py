@@ -27,7 +27,7 @@ SOURCE, TARGET = [[1], [2, 3], [4]], [[0, 5], [1], [2]]
 FORM = {"threshold": 0.5}
 
 
-def masking(mode, count=len(OWNER), source=SOURCE, target=TARGET, **form):
+def masking(mode, count=3, source=SOURCE, target=TARGET, **form):
     return Masking(mode, texts(count, seed=7), source[:count], target[:count], **(form or FORM))
 
 
@@ -47,9 +47,7 @@ def by_hand(unet, some, how, noise, f, attn, layers=((4,), range(4, 12))):
     found = []
     for n, image in enumerate(some.owner):
         trajectory = dict(zip(noise.timesteps, some.trajectory[:, [image]], strict=True))
-        edit = reference.Edit(
-            some.target[[n]], some.negative[[n]], some.scale[n], f, attn, *layers
-        )
+        edit = reference.Edit(some.target[[n]], some.negative[[n]], some.scale[n], f, attn, *layers)
         subject = Subject(
             how.text[[n]],
             how.source[n],
