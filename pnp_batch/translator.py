@@ -69,6 +69,8 @@ class Translator:
         self,
         images: Sequence[Image.Image],
         prompts: Sequence[str | Sequence[str]],
+        *,
+        source_prompts: Sequence[str] = (),
         **parameters: Any,
     ) -> list[Image.Image | list[Image.Image]]:
         """Translates B pictures.
@@ -76,6 +78,8 @@ class Translator:
         Args:
             images: B PIL images of any size and mode.
             prompts: B entries, each a text or a list of texts.
+            source_prompts: what each of the pictures shows; they are inverted with it, and some
+                methods need it. None for empty ones.
             **parameters: `preset` and those of `PARAMETERS`, with the meaning, limits and defaults
                 of the options of `pnp-batch run`. The noise of a picture comes from `seed` and its
                 pixels.
@@ -90,7 +94,7 @@ class Translator:
         """
         made = {
             name: outcome.image
-            for name, outcome in self._outcomes(images, prompts, parameters).items()
+            for name, outcome in self._outcomes(images, prompts, source_prompts, parameters).items()
             if outcome.image is not None
         }
         return _as_asked(made, prompts)
@@ -99,29 +103,34 @@ class Translator:
         self,
         images: Sequence[Image.Image],
         prompts: Sequence[str | Sequence[str]],
+        *,
+        source_prompts: Sequence[str] = (),
         **parameters: Any,
     ) -> list[dict[str, Image.Image] | list[dict[str, Image.Image]]]:
         """The masks that a translation reads on its way, where its method reads some.
 
         Args:
-            images, prompts, **parameters: as of `translate`; the method is `pnp-mask` by default.
+            images, prompts, source_prompts, **parameters: as of `translate`; the method is
+                `pnp-mask` by default.
 
         Returns:
             As `translate`, but each picture is a dict: `source mask` and `target mask`, the subject
             in the guidance image and in the translation, averaged over the steps that inject, as
             grey images of the working resolution. Empty where no step injects.
         """
-        made = self._outcomes(images, prompts, {"method": "pnp-mask", **parameters})
+        asked = {"method": "pnp-mask", **parameters}
+        made = self._outcomes(images, prompts, source_prompts, asked)
         return _as_asked({name: outcome.pictures() for name, outcome in made.items()}, prompts)
 
     def _outcomes(
         self,
         images: Sequence[Image.Image],
         prompts: Sequence[str | Sequence[str]],
+        source_prompts: Sequence[str],
         parameters: dict[str, Any],
     ) -> dict[str, Outcome]:
         """What became of each row, by its name."""
-        engine, rows = self.prepared(images, prompts, _config(parameters))
+        engine, rows = self.prepared(images, prompts, _config(parameters), source_prompts)
         made = {outcome.row.row_id: outcome for outcome in engine.translate(rows)}
         for outcome in made.values():
             if outcome.image is None:
@@ -133,8 +142,14 @@ class Translator:
         images: Sequence[Image.Image],
         prompts: Sequence[str | Sequence[str]],
         config: RunConfig,
+        source_prompts: Sequence[str] = (),
     ) -> tuple[Engine, list[Row]]:
         """The engine that `translate` uses, and the rows that it gives it. Raises as it does."""
+        told = source_prompts or [""] * len(images)
+        if len(told) != len(images):
+            raise InvalidConfig(
+                f"{len(images)} images but {len(told)} source prompts", "give one for each image"
+            )
         if len(images) != len(prompts):
             raise InvalidConfig(
                 f"{len(images)} images but {len(prompts)} prompts", "give one entry for each image"
@@ -146,7 +161,10 @@ class Translator:
             cache=self._cache,
         )
         ahead = self.model.device.type == "cuda"
-        return engine, _rows(images, prompts, config, engine.resolution, ahead=ahead)
+        prepared = [
+            source.prepare(source.to_rgb(image), engine.resolution, config.fit) for image in images
+        ]
+        return engine, _rows(list(zip(prepared, told, strict=True)), prompts, config, ahead=ahead)
 
 
 def _as_asked(made: Mapping[str, T], prompts: Sequence[str | Sequence[str]]) -> list[T | list[T]]:
@@ -168,15 +186,13 @@ def _config(parameters: dict[str, Any]) -> RunConfig:
 
 
 def _rows(
-    images: Sequence[Image.Image],
+    sources: Sequence[tuple[Image.Image, str]],
     prompts: Sequence[str | Sequence[str]],
     config: RunConfig,
-    resolution: int,
     *,
     ahead: bool,
 ) -> list[Row]:
-    prepared = [source.prepare(source.to_rgb(image), resolution, config.fit) for image in images]
-    names = [hashlib.sha256(image.tobytes()).hexdigest() for image in prepared]
+    names = [hashlib.sha256(image.tobytes()).hexdigest() for image, _ in sources]
     flat = [
         (index, f"{index}" if isinstance(entry, str) else f"{index}-{k}", text)
         for index, entry in enumerate(prompts)
@@ -192,7 +208,7 @@ def _rows(
     recipe = {"method": config.method, "shared": settled.shared(method, values)}
     table = pa.table(
         {
-            "guidance": [names[index] for index, _, _ in flat],
+            "guidance": [names[index] + sources[index][1] for index, _, _ in flat],
             **{name: [recipe[name]] * len(flat) for name in RECIPE},
         }
     )
@@ -201,12 +217,13 @@ def _rows(
     return [
         Row(
             row_id=row_id,
-            guidance=names[index],
-            pixels=prepared[index],
+            guidance=names[index] + sources[index][1],
+            pixels=sources[index][0],
             prompt=text,
             method=config.method,
             place=Place(**place),
             negative_prompt=config.negative_prompt,
+            source_prompt=sources[index][1],
             seed=derived_seed(config.seed, names[index]),
             guidance_scale=config.guidance_scale,
             parameters=json.loads(recipe["shared"]),

@@ -23,8 +23,9 @@ from pnp_batch.diffusion.maps import fitted, recording, subject_masks
 from pnp_batch.diffusion.sampling import Guidance, Injecting, Prompts, step
 from pnp_batch.diffusion.schedule import Schedule
 from pnp_batch.diffusion.unet import UNet
+from pnp_batch.parameters import MASK_MODES
 
-FOREGROUND, BACKGROUND, BOTH = "foreground", "background", "both"
+FOREGROUND, BACKGROUND, BOTH = MASK_MODES
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,8 @@ def translate_masked(
                 output = injection.translated(partial(unet, torch.cat([x, x]), t, text))
             seen = seen + read.take()[len(x) :]
             x = step(prompts.combine(output), x, schedule, index)
-    empty = torch.empty(0)
-    source, target = (torch.stack(of) for of in zip(*found, strict=True)) if found else [empty] * 2
-    return Masked(x, source, target)
+    masks = [torch.stack(of) for of in zip(*found, strict=True)] or [torch.empty(0)] * 2
+    return Masked(x, *masks)
 
 
 def _maps(unet: UNet, x: torch.Tensor, t: int, text: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pnp_batch.methods import way_back
-from pnp_batch.methods.base import Batch, Cost
+from pnp_batch.methods.base import Asked, Batch, Cost
 from pnp_batch.methods.pnp import PlugAndPlay, injected_steps, injecting
 from pnp_batch.steps import Sampling
 
@@ -49,11 +49,10 @@ class MaskedPlugAndPlay(PlugAndPlay):
     attention outputs are the mean of the two, so weighted. A mask of all ones in `foreground` is
     `pnp`, one of zeros is sampling without injection.
 
-    Differences to MasaCtrl: nothing but queries and keys is taken from the source's attention, as
-    Plug-and-Play does, where MasaCtrl takes keys and values; in `both` the source mask parts
-    queries, too, since they are the source's. The source mask is read in each step of the
-    inversion's own latents instead of a sampling beside. It takes one more evaluation a step and
-    row, up to the last map, so that what is injected is exactly what `pnp` injects.
+    Differences to MasaCtrl: what is taken from the source's attention are queries and keys, as in
+    Plug-and-Play, not keys and values; so in `both` the source mask parts the queries, too. It is
+    read in the inversion's own latents at each step, not in a sampling beside, by one more
+    evaluation of each row, up to the last map: what is injected is exactly what `pnp` injects.
     """
 
     name = "pnp-mask"
@@ -104,20 +103,19 @@ def _masking(batch: Batch) -> Masking:
     from pnp_batch.diffusion.maps import positions, subject_words
     from pnp_batch.diffusion.masking import Masking
 
-    assert batch.model is not None
-    words = batch.model.words
-    source: list[tuple[int, ...]] = []
-    target: list[tuple[int, ...]] = []
-    read = [row.source_prompt or row.prompt for row in batch.rows]
-    for row, text in zip(batch.rows, read, strict=True):
-        for found, own, other in ((source, text, row.prompt), (target, row.prompt, text)):
-            subject = subject_words(row.parameters["subject"], own, other)
-            found.append(positions(subject, words(own)))
+    model = batch.model
+    assert model is not None
+
+    def tokens(row: Asked, text: str, other: str) -> tuple[int, ...]:
+        words = subject_words(row.parameters["subject"], text, other)
+        return positions(words, model.words(text))
+
+    read = [(row, row.source_prompt or row.prompt) for row in batch.rows]
     return Masking(
         mode=batch.parameters["mask_mode"],
-        text=torch.stack([batch.model.text(text) for text in read]),
-        source=source,
-        target=target,
+        text=torch.stack([model.text(text) for _, text in read]),
+        source=[tokens(row, text, row.prompt) for row, text in read],
+        target=[tokens(row, row.prompt, text) for row, text in read],
         threshold=batch.parameters["mask_threshold"],
         dilation=batch.parameters["mask_dilation"],
         softness=batch.parameters["mask_softness"],

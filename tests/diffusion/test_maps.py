@@ -1,4 +1,4 @@
-"""Cross-attention maps: what is read, from which layers, without a trace; and masks made of them."""
+"""Cross-attention maps: what is read, from which layers, without a trace; masks made of them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_maps_are_read_where_they_are_nearest_to_16(side, found):
 
 
 def by_hand(unet, x, t, text):
-    """softmax(q k^T / sqrt(d)) of every cross-attention with 8 x 8 places, the mean of all heads."""
+    """softmax(q k^T / sqrt(d)) of all cross-attention with 8 x 8 places, the mean of all heads."""
     met = {}
 
     def note(attention, args, more):

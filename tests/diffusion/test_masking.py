@@ -27,7 +27,7 @@ SOURCE, TARGET = [[1], [2, 3], [4]], [[0, 5], [1], [2]]
 FORM = {"threshold": 0.5}
 
 
-def masking(mode, count=len(OWNER), source=SOURCE, target=TARGET, **form):
+def masking(mode, count=3, source=SOURCE, target=TARGET, **form):
     return Masking(mode, texts(count, seed=7), source[:count], target[:count], **(form or FORM))
 
 

@@ -96,7 +96,6 @@ def by_hand(model, one: Row, text: str, source: list[int], target: list[int]):
 CASES = {
     "named": (row(subject="cat dog", source_prompt=SOURCE), SOURCE, ["dog"], ["cat"]),
     "common": (row(source_prompt=SOURCE, mask_mode="both"), SOURCE, ["red"], ["red"]),
-    "without source": (row(subject="cat"), PROMPT, ["cat"], ["cat"]),
     "all words": (row(), PROMPT, ["red", "cat", "sea"], ["red", "cat", "sea"]),
     "generated": (row(None, "red", source_prompt=SOURCE), SOURCE, ["red"], ["red"]),
     "in one prompt alone": (row(subject="cat", source_prompt=SOURCE), SOURCE, [], ["cat"]),
