@@ -161,7 +161,11 @@ def test_methods_lists_every_method_with_its_parameters(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     listed = {m["name"]: m for m in told(capsys, "methods")["methods"]}
-    assert list(listed) == methods.names() == ["copy", "ddim", "masactrl", "p2p", "pnp", "reconstruct", "sdedit"]
+    assert (
+        list(listed)
+        == methods.names()
+        == ["copy", "ddim", "masactrl", "p2p", "pnp", "reconstruct", "sdedit"]
+    )
     assert listed["pnp"]["parameters"]["pnp_f_t"] == 0.8
     assert listed["pnp"]["cost_at_50_steps"]["guidance_to_attention"] == 25
     assert "2211.12572" in listed["pnp"]["paper"]

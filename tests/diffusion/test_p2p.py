@@ -62,6 +62,8 @@ def check(scene: Scene, edits=None) -> torch.Tensor:
 
 @pytest.mark.parametrize("inversion", INVERSIONS)
 def test_every_row_of_a_mixed_batch_is_the_references(scene, inversion):
+    if inversion == "null-text":  # which takes its time by hand
+        scene = replace(scene.only(0, 1), sources=scene.sources[:1])
     check(replace(scene, given={"inversion": inversion, "cross_steps": 1.0, "self_steps": 0.5}))
 
 
@@ -113,8 +115,8 @@ def test_large_self_attention_stays_the_targets(scene):
     one = replace(scene.only(0), steps=1, side=32, given=given)
     check(one)
     everywhere = edit(one, 0)
-    everywhere.target = lambda i, met: lambda own, before: (
-        own.p @ own.v if own.cross else met[2 * own.layer].p @ own.v
+    everywhere.target = lambda i, met: (
+        lambda own, before: own.p @ own.v if own.cross else met[2 * own.layer].p @ own.v
     )
     result, _ = one.evaluated(P2P())
     assert far(result, one.by_hand(0, everywhere)) > 10 * TOLERANCE
