@@ -218,6 +218,9 @@ def test_as_many_tokens_as_possible_are_aligned_in_order():
         assert len(pairs) == longest(x, y)
         assert all(x[i] == y[j] for i, j in pairs)
         assert all(a < c and b < d for (a, b), (c, d) in itertools.pairwise(pairs))
+        # Of several alignments it is the authors' code's.
+        aligned = by_hand.needleman_wunsch([*map(str, x)], [*map(str, y)])
+        assert {j: i for i, j in pairs} == aligned
 
 
 def test_new_words_have_their_own_maps_and_what_follows_those_of_its_like():
