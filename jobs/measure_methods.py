@@ -31,6 +31,7 @@ from pnp_batch.report.sheet import Drawn, draw_sheet
 from pnp_batch.world import benchmark, caption, compare
 from pnp_batch.world.compare import ALL_TEXT, Estimate, Scores
 
+MASKED = {"method": "masactrl", "inversion": "direct", "masactrl_mask": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "pnp": {},
     "pnp, features only": {"pnp_attn_t": 0.0},
@@ -50,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "p2p, direct, local blend": {"method": "p2p", "inversion": "direct", "local_blend": True},
     "masactrl": {"method": "masactrl"},
     "masactrl, direct": {"method": "masactrl", "inversion": "direct"},
-    "masactrl, direct, mask": dict(method="masactrl", inversion="direct", masactrl_mask=True),
+    "masactrl, direct, mask": MASKED,
     **{
         f"ddim, {kind}": {"method": "ddim", "inversion": kind}
         for kind in ("ddim", "negative-prompt", "null-text", "edit-friendly")
@@ -58,7 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vqgan-clip": {"method": "vqgan-clip"},
     "flexit": {"method": "flexit"},
     "diffuseit": {"method": "diffuseit"},
-    "text2live": {"method": "text2live"},
+    "text2live, 200 steps": {"method": "text2live", "optimiser_steps": 200},
     "diffusionclip": {"method": "diffusionclip"},
     "reconstruct": {"method": "reconstruct"},
     "copy": {"method": "copy"},

@@ -1,7 +1,7 @@
 """Prompt-to-Prompt, MasaCtrl and four ways back from an inversion by hand, to compare with.
 
-One image, one row and one branch at a time, attention as explicit softmax, Adam and the alignment of
-prompts written out. It imports nothing of pnp_batch, and of diffusers it uses only the UNet.
+One image, one row and one branch at a time, attention as explicit softmax, Adam and the alignment
+of prompts written out. It imports nothing of pnp_batch, and of diffusers it uses only the UNet.
 
 P2P: Hertz et al., arXiv 2208.01626. MasaCtrl: Cao et al., arXiv 2304.08465. Null-text: Mokady et
 al., arXiv 2211.09794. Direct: Ju et al., arXiv 2310.01506. Edit-friendly: Huberman-Spiegelglas et

