@@ -22,7 +22,6 @@ from pnp_batch.diffusion.unet import UNet
 from pnp_batch.models import StableDiffusion
 from pnp_batch.steps import Sampling
 
-CHAIN = 6  # steps back from noise while it is trained
 GROWTH = 1.3  # of the learning rate, with each pass over the pictures
 SOURCE_GUIDANCE_SCALE = 5.0
 
@@ -71,7 +70,8 @@ def finetuned(
         schedule: its first timestep is t0.
         x0: latents of the pictures, (K, C, h, w).
         texts: source and target.
-        parameters: `clip`, `optimiser_steps`, `learning_rate`, `clip_weight`, `source_weight`.
+        parameters: `clip`, `optimiser_steps`, `learning_rate`, `clip_weight`, `source_weight`; and
+            `chain`, how many steps lead back from x_t0 while it is tuned.
     """
     text = model.text(texts[0]).clone().expand(len(x0), -1, -1)
     start = invert(unet, x0, text, schedule)[0].clone()
@@ -79,7 +79,7 @@ def finetuned(
     tuned = UNet(deepcopy(unet.module).float())
     weights = list(tuned.module.requires_grad_(True).parameters())
     optimiser = torch.optim.Adam(weights, lr=parameters["learning_rate"])
-    chain = _spread(schedule, CHAIN)
+    chain = _spread(schedule, parameters["chain"])
     for step in range(parameters["optimiser_steps"]):
         turn, k = divmod(step, len(x0))
         optimiser.param_groups[0]["lr"] = parameters["learning_rate"] * GROWTH**turn
@@ -112,7 +112,9 @@ class _Loss:
         turned = direction(seen, self._seen[k : k + 1], self._text, self._source_text)
         told = -((2 - turned) / 2).clamp(min=1e-6).log().mean()
         kept = (image - self._pictures[k : k + 1]).abs().mean()
-        return self._parameters["clip_weight"] * told + self._parameters["source_weight"] * kept
+        weights = self._parameters
+        loss: torch.Tensor = weights["clip_weight"] * told + weights["source_weight"] * kept
+        return loss
 
 
 def _sampled(unet: UNet, x: torch.Tensor, text: torch.Tensor, schedule: Schedule) -> torch.Tensor:

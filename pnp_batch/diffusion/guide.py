@@ -68,13 +68,15 @@ class Guide:
         keys, hidden = self._critic.keys_and_hidden(image)
         token, before = _class_token(hidden), self._last_token
         self._last_token = token.detach()
-        total = (
+        total: torch.Tensor = (
             self._parameters["clip_weight"] * told
             + self._parameters["structure_weight"] * structure(keys, self._keys)
             + CONTRAST * contrast(keys, self._keys)
             + RANGE * beyond(image)
         )
-        return total - CLASS_TOKEN * (token - before).square().mean(1) if early else total
+        if early:
+            total = total - CLASS_TOKEN * (token - before).square().mean(1)
+        return total
 
 
 def led(
@@ -124,7 +126,8 @@ def _step(
     slope = gradient(loss, x)
     x0, eps = found
     variance = (1 - below) / (1 - level) * (1 - level / below)
-    mean = below**0.5 * x0 + (1 - below - variance) ** 0.5 * eps - variance * slope
+    mean: torch.Tensor = below**0.5 * x0 + (1 - below - variance) ** 0.5 * eps
+    mean = mean - variance * slope
     return mean if s is None else mean + variance**0.5 * _noise(guide, x)
 
 

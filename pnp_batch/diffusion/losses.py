@@ -58,12 +58,14 @@ def goal(
     """
     told = torch.tensor([[float(bool(text))] for text in sources], device=image.device)
     away = SOURCE_TEXT * told * critic.texts(sources)
-    return critic.texts(prompts) - away + GUIDANCE_IMAGE * critic.images(image)
+    found: torch.Tensor = critic.texts(prompts) - away + GUIDANCE_IMAGE * critic.images(image)
+    return found
 
 
 def spherical(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Half the squared angle between unit vectors (..., D) (Crowson et al., arXiv 2204.08583)."""
-    return (a - b).norm(dim=-1).div(2).arcsin().square().mul(2)
+    distance: torch.Tensor = (a - b).norm(dim=-1).div(2).arcsin().square().mul(2)
+    return distance
 
 
 def direction(
@@ -115,7 +117,7 @@ def beyond(pixels: torch.Tensor) -> torch.Tensor:
 def shown(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels as a picture can show them, clamped to -1..1.
 
-    Gradients pass where a step against them does not lead further out (Crowson et al., appendix).
+    Gradients pass where a step against them does not lead further out, as in VQGAN-CLIP's code.
     """
     return _Shown.apply(pixels)  # type: ignore[no-any-return, no-untyped-call]
 

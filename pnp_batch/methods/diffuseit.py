@@ -54,7 +54,6 @@ class DiffuseIT(Method):
 
     def translate(self, batch: Batch) -> torch.Tensor:
         """Starts where the steps to run begin: at the image itself, a mixture, or pure noise."""
-
         from pnp_batch.diffusion.guide import Guide, led
         from pnp_batch.diffusion.losses import dice
         from pnp_batch.diffusion.schedule import move

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pnp_batch.diffusion.unet import UNet
 
 KEPT = 8  # tuned copies, of the texts used last; one of Stable Diffusion 1.5 takes 3.4 GB
-CHAIN = 6
+CHAIN = 6  # steps back from noise while a copy is tuned
 
 
 class DiffusionCLIP(Method):
@@ -113,7 +113,8 @@ class DiffusionCLIP(Method):
             assert model is not None
             count = parameters["training_images"]
             x0 = training_pictures(unet, model, batch.schedule, texts[0], count)
-            kept[key] = finetuned(unet, model, schedule, x0, texts, parameters)
+            told = {**parameters, "chain": CHAIN}
+            kept[key] = finetuned(unet, model, schedule, x0, texts, told)
             if len(kept) > KEPT:
                 kept.popitem(last=False)
         kept.move_to_end(key)

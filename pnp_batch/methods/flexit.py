@@ -67,11 +67,12 @@ class FlexIT(Guided):
             image = case.image(z)
             told = -(critic.images(case.views(image, SMALLEST_VIEW)) @ target.T).mean()
             kept = perceptual(critic.hidden(image), hidden0)
-            return (
+            total: torch.Tensor = (
                 weights["clip_weight"] * told
                 + weights["source_weight"] * kept
                 + weights["latent_weight"] * _lengths(z - z0) / _lengths(z0)
             )
+            return total
 
         z, length = z0, weights["learning_rate"] * z0.norm()
         for _ in range(weights["optimiser_steps"]):

@@ -83,7 +83,7 @@ class Text2LIVE(Guided):
         optimiser = torch.optim.Adam(generator.parameters(), lr=rate)
         for step in range(steps):
             optimiser.zero_grad()
-            loss(*generator(image), 1 - (step + 1) / steps).backward()
+            loss(generator(image), 1 - (step + 1) / steps).backward()
             optimiser.param_groups[0]["lr"] = rate * max(DECAY**step, LEAST)
             optimiser.step()
         with torch.no_grad():
@@ -111,7 +111,7 @@ class _Losses:
             seen = critic.relevance(image, subject)
             self._map = interpolate(seen, size=image.shape[-2:], mode="bilinear")
 
-    def __call__(self, colours: torch.Tensor, opacity: torch.Tensor, left: float) -> torch.Tensor:
+    def __call__(self, layer: tuple[torch.Tensor, torch.Tensor], left: float) -> torch.Tensor:
         """The loss of a layer, while a share `left` of the training is to come."""
         import torch
 
@@ -119,22 +119,24 @@ class _Losses:
         from pnp_batch.diffusion.losses import direction, spherical, structure
 
         case, weights, critic = self._case, self._case.parameters, self._case.critic
-        composite = over(self._image, colours, opacity)
-        screened = over(green(self._image), colours, opacity)
+        opacity = layer[1]
+        composite, screened = over(self._image, *layer), over(green(self._image), *layer)
         # Side by side they get the same views.
         views = case.views(torch.cat([composite, screened, self._image], dim=1), SMALLEST_VIEW)
         composites, layers, images = views.chunk(3, dim=1)
-        seen, layer = critic.images(composites), critic.images(layers)
-        told = spherical(seen, self._text) + spherical(layer, self._screened)
+        seen = critic.images(composites)
+        told = spherical(seen, self._text)
+        told = told + spherical(critic.images(layers), self._screened)
         if self._source is not None:
             with torch.no_grad():
                 before = critic.images(images)
             told = told + direction(seen, before, self._text, self._source)
-        loss = (
+        loss: torch.Tensor = (
             weights["clip_weight"] * told.mean()
             + weights["structure_weight"] * structure(critic.keys(composite), self._keys)
             + weights["sparsity_weight"] * SPARSE * sparsity(opacity)
         )
         if self._map is not None:
             loss = loss + BOOTSTRAP * left * (opacity - self._map).square().mean()
-        return loss.sum()
+        total: torch.Tensor = loss.sum()
+        return total

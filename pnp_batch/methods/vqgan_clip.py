@@ -56,6 +56,7 @@ class VQGANCLIP(Guided):
             seen = critic.images(case.views(case.image(z)))
             kept = (z - case.x0).square().mean() / 2
             told = spherical(seen, target).mean()
-            return weights["clip_weight"] * told + weights["source_weight"] * kept
+            total: torch.Tensor = weights["clip_weight"] * told + weights["source_weight"] * kept
+            return total
 
         return descend(loss, case.x0, weights["optimiser_steps"], weights["learning_rate"])

@@ -1,4 +1,4 @@
-"""DiffusionCLIP: what its untuned copy gives is DDIM there and back; what tuning does to the copy."""
+"""DiffusionCLIP: an untuned copy gives DDIM there and back; what tuning does to a copy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests import reference
 from tests.guided.scene import BOAT, CAT, alone, batch, far
 
 STEPS = 4
-FEW = {"training_images": 2, "optimiser_steps": 3, "learning_rate": 1e-3, "strength": 0.5}
+FEW = {"training_images": 2, "optimiser_steps": 2, "learning_rate": 1e-3, "strength": 0.5}
 
 
 def there_and_back(model, x0, source: str, run: int, multiple: int = 1) -> torch.Tensor:
@@ -68,7 +68,7 @@ def tuned(given, row, **parameters):
     schedule = finetuning.last_steps(given.schedule, 2)
     x0 = finetuning.training_pictures(given.unet, given.model, given.schedule, row.prompt, 2)
     texts = (row.source_prompt, row.prompt)
-    told = {**given.parameters, **parameters}
+    told = {**given.parameters, **parameters, "chain": CHAIN}
     copy = finetuning.finetuned(given.unet, given.model, schedule, x0, texts, told)
     return copy, schedule, x0, told
 
@@ -76,11 +76,11 @@ def tuned(given, row, **parameters):
 def test_the_loss_of_the_paper_falls(model, sees):
     given = batch(model, "diffusionclip", [CAT], **FEW)
     weights = deepcopy(model.unet.state_dict())
-    copy, schedule, x0, told = tuned(given, CAT, optimiser_steps=10)
+    copy, schedule, x0, told = tuned(given, CAT, optimiser_steps=6)
     before, after = (
         loss_of(model, sees, unet, schedule, x0, CAT, told) for unet in (given.unet, copy)
     )
-    assert after < before - 0.1
+    assert after < before - 0.05
     # The model itself is as it was, and neither takes gradients any more.
     assert all(value.equal(weights[name]) for name, value in model.unet.state_dict().items())
     assert not any(p.requires_grad for u in (copy.module, model.unet) for p in u.parameters())
@@ -90,7 +90,7 @@ def test_the_first_step_descends_the_loss_written_out(model, sees):
     """With one picture and one step, Adam moves each weight by the rate against its gradient."""
     given = batch(model, "diffusionclip", [CAT], **FEW)
     told = {"optimiser_steps": 1, "learning_rate": 1e-4, "clip_weight": 2.0, "source_weight": 5.0}
-    copy, schedule, x0, _ = tuned(given, CAT, **told)
+    copy, _, x0, _ = tuned(given, CAT, **told)
     by_hand = deepcopy(model.unet).requires_grad_(True)
     noise = reference.noise_schedule(model.files.configs["scheduler"], STEPS)
     text = model.text(CAT.source_prompt).clone()[None]
@@ -138,7 +138,7 @@ def test_a_short_chain_spans_the_steps(model):
     given = batch(model, "diffusionclip", [CAT], steps=20)
     last = finetuning.last_steps(given.schedule, 15)
     chain = finetuning._spread(last, CHAIN)
-    assert len(chain.timesteps) == CHAIN == finetuning.CHAIN
+    assert len(chain.timesteps) == CHAIN
     assert (chain.timesteps[0], chain.timesteps[-1]) == (701, 1)
     assert last.timesteps[0] == 701
     gaps = [a - b for a, b in zip(chain.timesteps, chain.timesteps[1:], strict=False)]
@@ -154,7 +154,7 @@ def test_texts_share_a_copy_and_rows_do_not_know_each_other(model):
     cost = method.cost(Sampling(STEPS), given.parameters)
     shared = 2 * cost.guidance_whole + 4 * cost.translated
     assert given.unet.evaluations == shared + 2 * cost.trained
-    assert cost.trained_gradients == 3 * 2
+    assert cost.trained_gradients == 2 * 2
     # The seed plays no part; picture and target text do.
     assert far(found[[0]], found[[2]]) < 1e-4
     assert far(found[[0]], found[[1]]) > 1e-2
@@ -162,9 +162,8 @@ def test_texts_share_a_copy_and_rows_do_not_know_each_other(model):
     given.unet.evaluations = 0
     assert method.translate(given).equal(found)
     assert given.unet.evaluations == shared
-    for n in (1, 3):
-        fresh = DiffusionCLIP().translate(alone(given, n))
-        assert far(found[[n]], fresh) < 1e-3
+    fresh = DiffusionCLIP().translate(alone(given, 1))
+    assert far(found[[1]], fresh) < 1e-3
 
 
 def test_copies_are_of_a_model_and_of_parameters_and_not_kept_for_ever(model, monkeypatch):
