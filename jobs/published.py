@@ -176,7 +176,7 @@ def _transforms(side: int) -> ModuleType:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
 
     def picture(pixels: torch.Tensor) -> Image.Image:
-        return Image.fromarray((pixels * 255).byte().permute(1, 2, 0).numpy())
+        return Image.fromarray((pixels * 255).byte().permute(1, 2, 0).cpu().numpy())
 
     module = ModuleType("torchvision.transforms")
     vars(module).update(

@@ -100,7 +100,7 @@ class RunConfig(Parameters):
         shapes=True,
     )
     memory_format: str = option(
-        "auto", "of feature maps: channels-last on CUDA, else contiguous", choices=MEMORY_FORMATS
+        "auto", "of feature maps (default: contiguous)", choices=MEMORY_FORMATS
     )
     attention: str = option(
         "fused", "kernels of attention; plain ones hold all probabilities", choices=ATTENTIONS

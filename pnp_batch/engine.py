@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -35,6 +36,7 @@ class Outcome:
     Attributes:
         cause: what was raised, where no row error was foreseen.
         cached: the row's inversion was not computed.
+        extras: small pictures that the method shows beside the result, by name, uint8 (h, w).
     """
 
     row: Row
@@ -44,6 +46,13 @@ class Outcome:
     latents_key: str | None = None
     cached: bool = False
     seconds: float = 0.0
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def pictures(self) -> dict[str, Image.Image]:
+        """The extras as large as the image, each cell a square."""
+        size = (0, 0) if self.image is None else self.image.size
+        nearest = Image.Resampling.NEAREST
+        return {n: Image.fromarray(cells).resize(size, nearest) for n, cells in self.extras.items()}
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,14 @@ class _Made:
 
     Attributes:
         watch, of: how long its batch took, and the rows that it was for.
+        extras: on the device, too.
     """
 
     so_far: Outcome
     decoding: Decoding | None = None
     watch: Stopwatch | None = None
     of: int = 1
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def outcome(self) -> Outcome:
         """Waits for the image."""
@@ -67,6 +78,9 @@ class _Made:
         if self.decoding is not None:
             with suppress(FloatingPointError):
                 made = replace(made, image=self.decoding.image())
+        if self.extras:
+            found = {name: picture.cpu().numpy() for name, picture in self.extras.items()}
+            made = replace(made, extras=found)
         if made.image is not None or made.error is not None:
             return made
         what = f"{made.row.method} gave values that are not finite"
@@ -173,6 +187,8 @@ class Engine:
         if _is_out_of_memory(error):
             what = f"the device has too little memory for one row at {self.resolution} px"
             return Outcome(row, error=OutOfMemory(f"{what}; use a smaller --resolution"))
+        if isinstance(error, RowError):
+            return Outcome(row, error=error)
         told = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_TOLD]
         failure = ModelError(f"{row.method} failed with this row alone ({told}); retry the row")
         return Outcome(row, error=failure, cause=error)
@@ -182,6 +198,7 @@ class Engine:
         leaders, method = _led(grid)
         origins = self.origins.find(leaders, method)
         latents = None
+        extras: list[dict[str, torch.Tensor]] = [{} for _ in grid.cells]
         if method.uses_model:
             rows = filled(grid.cells)
             latents = method.translate(
@@ -194,6 +211,7 @@ class Engine:
                     rows[0].parameters,
                     tuple(_asked(row) for row in rows),
                     self.model,
+                    lambda cell, name, picture: extras[cell].update({name: picture}),
                 )
             )
         for cell, row in enumerate(grid.cells):
@@ -204,7 +222,7 @@ class Engine:
             if latents is None:
                 yield _Made(replace(done, image=origin.image))
             else:
-                yield _Made(done, self.model.decoding(latents[cell]))
+                yield _Made(done, self.model.decoding(latents[cell]), extras=extras[cell])
 
     def _guidance(
         self,
@@ -221,7 +239,7 @@ class Engine:
         trajectory = x0 = torch.empty(0)
         if method.inverts:
             trajectory = torch.stack([image.trajectory.to(device) for image in images], dim=1)
-        if method.needs_x0 or not method.inverts:
+        if method.takes_x0(rows[0].parameters):
             x0 = torch.stack([image.x0 for image in images]).to(device)
         return Guidance(trajectory, text, owner, x0)
 

@@ -12,11 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pnp_batch.errors import InvalidModel
+from pnp_batch.layers import ATTENDING, DECODER, LAST, PER_BLOCK, map_level
 
-_FEATURE_SITE = "up_blocks[1].resnets[1]"
-_LAST_LAYER = "up_blocks[3].resnets[2]"
-# Decoder layers 4-11, in execution order: the last one ends the guidance branch.
-_ATTENTION_SITES = [f"up_blocks[{n // 3}].attentions[{n % 3}].attn1" for n in range(4, 12)]
 # What all Stable Diffusion 1.x and 2.x models have in common, and what the walk relies on.
 LAYOUT: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -33,17 +30,29 @@ LAYOUT: dict[str, Any] = {
 class UNetFlops:
     """FLOPs of one UNet evaluation at batch 1, of its early stops, and of what injection spares.
 
-    The feature site is `up_blocks[1].resnets[1]`; decoder layers 4-11 share their attention.
+    Attributes:
+        full: of all of it.
+        deep: of what a shallow evaluation leaves out: all between the first convolution and the
+            last decoder layer.
+        to_feature: of each decoder layer up to and with conv2 of its residual block.
+        feature_branch: of each, conv1, time projection and conv2 of that block.
+        to_attention: of each that has it, up to and with q and k of its self-attention.
+        qk: of each of these, q, k and QK^T of its self-attention.
+        to_maps: up to and with the last cross-attention map that masks are read from.
     """
 
     full: float
-    to_feature: float  # up to and with conv2 of the feature site
-    to_attention: float  # up to and with q and k of up_blocks[3].attentions[2].attn1
-    qk_shared: float  # q, k and QK^T of the eight injected self-attentions
-    feature_branch: float  # conv1, time projection and conv2 of the feature site
-    shallow: float  # time embedding, first convolution, decoder layer 11, last convolution
-    shallow_to_attention: float  # the same, up to and with q and k of decoder layer 11
-    shallow_qk: float  # q, k and QK^T of decoder layer 11
+    deep: float
+    to_feature: Mapping[int, float]
+    feature_branch: Mapping[int, float]
+    to_attention: Mapping[int, float]
+    qk: Mapping[int, float]
+    to_maps: float
+
+    @property
+    def shallow(self) -> float:
+        """Time embedding, first convolution, last decoder layer, last convolution."""
+        return self.full - self.deep
 
 
 @dataclass
@@ -120,17 +129,25 @@ def unet_flops(config: Mapping[str, Any], resolution_latent: int, tokens: int) -
     Plug-and-Play (Tumanyan et al. 2023, decoder layers 4-11) do not exist.
     """
     marks = _walk_unet(config, resolution_latent, tokens)
-    first, last = marks["down_blocks[0].resnets[0]"], _ATTENTION_SITES[-1]
+    blocks = {n: _site(n, "resnets") for n in DECODER}
+    attentions = {n: f"{_site(n, 'attentions')}.attn1" for n in ATTENDING}
+    level, _ = map_level(resolution_latent, len(LAYOUT["up_block_types"]))
+    read_last = f"{_site(LAST - level * PER_BLOCK, 'attentions')}.attn2"
     return UNetFlops(
         full=float(marks["end"]),
-        to_feature=float(marks[f"{_FEATURE_SITE}.conv2"]),
-        to_attention=float(marks[f"{last}.to_k"]),
-        qk_shared=float(sum(marks[f"{site}.scores"] - marks[site] for site in _ATTENTION_SITES)),
-        feature_branch=float(marks[f"{_FEATURE_SITE}.conv2"] - marks[_FEATURE_SITE]),
-        shallow=float(first + marks["end"] - marks[_LAST_LAYER]),
-        shallow_to_attention=float(first + marks[f"{last}.to_k"] - marks[_LAST_LAYER]),
-        shallow_qk=float(marks[f"{last}.scores"] - marks[last]),
+        deep=float(marks[blocks[LAST]] - marks["down_blocks[0].resnets[0]"]),
+        to_feature={n: float(marks[f"{site}.conv2"]) for n, site in blocks.items()},
+        feature_branch={
+            n: float(marks[f"{site}.conv2"] - marks[site]) for n, site in blocks.items()
+        },
+        to_attention={n: float(marks[f"{site}.to_k"]) for n, site in attentions.items()},
+        qk={n: float(marks[f"{site}.scores"] - marks[site]) for n, site in attentions.items()},
+        to_maps=float(marks[f"{read_last}.scores"]),
     )
+
+
+def _site(layer: int, kind: str) -> str:
+    return f"up_blocks[{layer // PER_BLOCK}].{kind}[{layer % PER_BLOCK}]"
 
 
 def _walk_unet(config: Mapping[str, Any], side: int, tokens: int) -> dict[str, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
 
-from pnp_batch import atomic, lease, record, results, shards
+from pnp_batch import atomic, lease, record, results, shards, sink
 from pnp_batch.latents import LatentCache
 from pnp_batch.storage import Storage
 
@@ -70,9 +70,10 @@ def _look(output: Storage, *, latents: bool, busy: bool) -> Garbage:
     made = table.filter(pc.equal(table["status"], results.OK))
     images = made["output"].to_pylist()  # many rows of one shard name it
     kept = {f"{LATENTS}/{LatentCache.name(key)}" for key in table["latents_key"].to_pylist() if key}
-    kept |= set(images)
-    folders = (IMAGES, shards.FOLDER, *([LATENTS] if latents else []))
-    there, ids = set(names), made["row_id"].to_pylist()
+    ids = made["row_id"].to_pylist()
+    there = set(names)
+    kept |= {*images, *(name for name in map(sink.mask_name, ids) if name in there)}
+    folders = (IMAGES, sink.MASKS, shards.FOLDER, *([LATENTS] if latents else []))
     return Garbage(
         output.uri,
         () if busy else tuple(name for name in _ours(names, folders) if name not in kept),

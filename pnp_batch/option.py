@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from inspect import get_annotations
 from typing import Any
@@ -19,6 +20,8 @@ class Option:
     Attributes:
         shapes: part of a job's fingerprint: another value gives another picture.
         per_row: a parameter of methods of which rows with different values share a UNet batch.
+        form: brings the texts that mean the same to one; called with the option's name and a text,
+            it raises `InvalidConfig` for one that means nothing.
     """
 
     help: str
@@ -29,6 +32,7 @@ class Option:
     high: float | None = None
     shapes: bool = False
     per_row: bool = False
+    form: Callable[[str, str], str] | None = None
 
     def parsed(self, text: str) -> Any:  # noqa: ANN401 - of the option's type
         """A value that is given as text. Raises `ValueError` or `KeyError` if it is none."""
@@ -40,6 +44,8 @@ class Option:
         Raises:
             InvalidConfig: it has another type, or is not among those that the option takes.
         """
+        if self.form and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)  # as YAML and JSON read `4`
         right = (int, float) if self.type is float else self.type
         if not isinstance(value, right) or isinstance(value, bool) != (self.type is bool):
             wanted = self.type.__name__
@@ -55,7 +61,7 @@ class Option:
         if not inside or value == math.inf:
             low, high = (("" if b is None else f"{b:g}") for b in (self.low, self.high))
             raise InvalidConfig(f"{name}: {value!r} is outside {low}..{high}", f"see {flag(name)}")
-        return value
+        return self.form(name, value) if self.form else value
 
 
 def option(default: Any, help: str, **more: Any) -> Any:  # noqa: ANN401 - dataclass field

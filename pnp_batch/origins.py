@@ -133,7 +133,7 @@ class Origins:
             if any(wanted):
                 made = make(wanted)
                 found |= {row.guidance: self._remember(row, origin) for row, origin in made}
-        if method.needs_x0 and method.inverts:
+        if method.inverts and method.takes_x0(filled(leaders)[0].parameters):
             found = {name: self._with_x0(name, origin) for name, origin in found.items()}
         return found
 
@@ -141,7 +141,8 @@ class Origins:
         if len(origin.x0) or origin.image is None:
             return origin
         x0 = self._model.encode(origin.image)
-        self._found[name] = replace(self._found[name], x0=x0)
+        if name in self._found:
+            self._found[name] = replace(self._found[name], x0=x0)
         return replace(origin, x0=x0)
 
     def _remember(self, row: Row, origin: Origin) -> Origin:

@@ -11,10 +11,12 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Protocol
 
 from pnp_batch import option as options
 from pnp_batch.errors import InvalidConfig, did_you_mean
+from pnp_batch.layers import ATTENDING, DECODER, canonical
 from pnp_batch.option import Option, flag, option
 
 INVERSIONS = ("ddim", "negative-prompt", "null-text", "direct", "edit-friendly")
@@ -31,6 +33,10 @@ def _weight(help: str) -> Any:  # noqa: ANN401 - dataclass field
 
 def _count(default: int | None, help: str, low: int = 0, high: int = 10_000) -> Any:  # noqa: ANN401
     return option(default, help, type=int, low=low, high=high, shapes=True)
+
+
+def _layers(default: str, known: tuple[int, ...], help: str) -> Any:  # noqa: ANN401
+    return option(default, help, form=partial(canonical, known=known), shapes=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +65,11 @@ class Parameters:
         0.75,
         "share of the last sampling steps that sdedit runs; 0 keeps the image, 1 begins at noise",
     )
-    pnp_f_layers: str = option(
-        "4", "decoder layers whose features are injected, such as 4 or 4,7-9", shapes=True
+    pnp_f_layers: str = _layers(
+        "4", DECODER, "decoder layers, of 0-11, whose features are injected, such as 4 or 4,7-9"
     )
-    pnp_attn_layers: str = option(
-        "4-11", "decoder layers whose self-attention is injected, such as 4-11", shapes=True
+    pnp_attn_layers: str = _layers(
+        "4-11", ATTENDING, "decoder layers, of 3-11, whose self-attention is injected"
     )
     inversion: str = option(
         "ddim",

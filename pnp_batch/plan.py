@@ -17,6 +17,7 @@ from pnp_batch.errors import RowError
 from pnp_batch.flops import UNetFlops, unet_flops, vae_flops
 from pnp_batch.job import Job, prepare
 from pnp_batch.latents import Inversion, LatentCache
+from pnp_batch.layers import LAST
 from pnp_batch.listing import GENERATED
 from pnp_batch.status import measured_rate
 from pnp_batch.storage import Storage
@@ -215,22 +216,28 @@ def _spending(job: Job, rows: np.ndarray, inversions: int) -> _Spending:
         guidance, translated = _flops(cost, unet)
         translated += cost.decodes * 3 * decode
         spent["guidance"] += images * cost.guidance
-        spent["translated"] += count * (cost.translated + cost.translated_shallow)
+        spent["translated"] += count * cost.row
         flop += images * guidance + count * (translated + decode * method.uses_model)
     return _Spending(spent, flop / 1e12)
 
 
 def _flops(cost: methods.Cost, unet: UNetFlops) -> tuple[float, float]:
     """FLOPs of a guidance branch, and of a row, which does not compute what is injected."""
-    guidance = cost.guidance_to_attention * unet.to_attention
-    guidance += cost.guidance_to_feature * unet.to_feature
-    guidance += cost.guidance_shallow * unet.shallow_to_attention
+    guidance = cost.guidance_to_attention * unet.to_attention[max(cost.attention_layers)]
+    guidance += cost.guidance_to_feature * unet.to_feature[max(cost.feature_layers)]
+    guidance += cost.guidance_shallow * (unet.to_attention[LAST] - unet.deep)
+    guidance += cost.guidance_shallow_to_feature * (unet.to_feature[LAST] - unet.deep)
     guidance += (cost.guidance_whole + 2 * cost.guidance_gradients) * unet.full
     row = (
         cost.translated + 2 * cost.gradients
     ) * unet.full + cost.translated_shallow * unet.shallow
-    row -= cost.injected_features * unet.feature_branch
-    row -= cost.injected_attention * unet.qk_shared + cost.injected_shallow * unet.shallow_qk
+    row -= cost.injected_features * sum(unet.feature_branch[n] for n in cost.feature_layers)
+    row -= cost.injected_attention * sum(unet.qk[n] for n in cost.attention_layers)
+    row -= cost.injected_shallow_features * unet.feature_branch[LAST]
+    row -= cost.injected_shallow * unet.qk[LAST]
+    # What is computed beside q, k and QK^T of a self-attention costs as much as these.
+    row += cost.blended_attention * sum(unet.qk[n] for n in cost.attention_layers)
+    row += cost.mapped * unet.to_maps
     return guidance, row
 
 

@@ -129,7 +129,7 @@ class Evaluation:
             Score,
             fn_constructor_kwargs={"work": self._work},
             batch_format="pyarrow",
-            batch_size=None,
+            batch_size=1,
             compute=ActorPoolStrategy(
                 size=min(self._workers, count), max_tasks_in_flight_per_actor=1
             ),

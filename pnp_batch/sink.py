@@ -25,6 +25,9 @@ from pnp_batch.storage import Storage
 
 # The columns of the results that are known only here.
 ADDED = ("output", "member", "sha256", "recorded_at")
+# The column of a row's masks, a PNG file, where its method reads any; and the folder they go to.
+SHOWN = "masks: png"
+MASKS = "masks"
 # A store answers after many milliseconds, and a disk syncs as slowly; many images wait at once.
 WRITERS = 16
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
@@ -76,6 +79,12 @@ def image_name(row_id: str, image_format: str) -> str:
     return f"images/{digest[:2]}/{_name(row_id, digest)}.{image_format}"
 
 
+def mask_name(row_id: str) -> str:
+    """Where a row's masks lie in the output: `masks/<shard>/<name>.png`, named as its image is."""
+    digest = _digest(row_id)
+    return f"{MASKS}/{digest[:2]}/{_name(row_id, digest)}.png"
+
+
 def sample_key(row_id: str) -> str:
     """A row's name in a shard: as in `image_name`, but a name with a dot is another sample's."""
     digest = _digest(row_id)
@@ -103,7 +112,7 @@ def write(
 
     Args:
         table: translated rows: the columns of the results as far as they are known, and `pixels`,
-            RGB bytes of `width` x `height`, null for a failed row.
+            RGB bytes of `width` x `height`, null for a failed row; it may have `SHOWN`, too.
         storage: the output.
         image_format, model_digest: see `Encoding`.
         schema: of the results.
@@ -128,27 +137,33 @@ def _files(
 
     def put(row: Mapping[str, Any]) -> Made:
         data, name = encoding.encoded(row), image_name(row["row_id"], encoding.image_format)
+        if row.get(SHOWN) is not None:
+            storage.write(mask_name(row["row_id"]), row[SHOWN])
         storage.write(name, data)
         return Made(row["row_id"], name, None, sha256(data))
 
-    needed = ["pixels", "width", "height", *provenance.TOLD]
-    return writers.map(put, table.select(needed).to_pylist())
+    needed = {"pixels", "width", "height", SHOWN, *provenance.TOLD}
+    known = [name for name in table.column_names if name in needed]
+    return writers.map(put, table.select(known).to_pylist())
 
 
 def _shard(
     table: pa.Table, storage: Storage, encoding: Encoding, writers: Executor
 ) -> Iterable[Made]:
-    """Writes one shard: each image, and what its row says as JSON."""
+    """Writes one shard: each image, what its row says as JSON, and its masks if it has any."""
     rows = table.sort_by("row_id").to_pylist()
     if not rows:
         return []
     images = list(writers.map(encoding.encoded, rows))
-    own = [name for name in table.schema.names if name not in (*results.SCHEMA.names, "pixels")]
+    ours = {*results.SCHEMA.names, "pixels", SHOWN}
+    own = [name for name in table.schema.names if name not in ours]
     samples = []
     for row, image in zip(rows, images, strict=True):
         told = {name: row[name] for name in (*provenance.TOLD, "width", "height", *own)}
         told = {k: v for k, v in told.items() if v is not None and not isinstance(v, bytes)}
         files = {encoding.image_format: image, "json": as_json(told).encode()}
+        if row.get(SHOWN) is not None:
+            files["masks.png"] = row[SHOWN]
         samples.append((sample_key(row["row_id"]), files))
     shard, data = shards.packed(samples)
     storage.write(shard, data)

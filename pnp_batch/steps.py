@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# What `inversion` null-text optimises in each sampling step, as published.
+NULL_TEXT_STEPS = 10
+# The first share of the steps that edit-friendly leaves out: of the published 100, 36.
+EDIT_FRIENDLY_SKIPPED = 0.36
+
 
 @dataclass(frozen=True)
 class Sampling:

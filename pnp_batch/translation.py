@@ -59,7 +59,7 @@ class Translation:
                 "preload": self._needs_model,
             },
             batch_format="pyarrow",
-            batch_size=None,
+            batch_size=1,
             compute=ActorPoolStrategy(
                 size=min(self._on.workers, count),
                 # Else the first actor that is ready takes blocks that others could begin at once.

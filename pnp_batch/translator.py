@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from PIL import Image
@@ -14,7 +14,7 @@ from pnp_batch import methods, source
 from pnp_batch import parameters as settled
 from pnp_batch.batches import DEFAULT_BATCH_SIZE, PLACE, RECIPE, Place, with_places
 from pnp_batch.config import RunConfig
-from pnp_batch.engine import Engine
+from pnp_batch.engine import Engine, Outcome
 from pnp_batch.errors import InvalidConfig, InvalidRow, ModelError, did_you_mean
 from pnp_batch.identity import derived_seed
 from pnp_batch.latents import LatentCache
@@ -36,6 +36,7 @@ PARAMETERS = (
     "set",
     *OPTIONS,
 )
+T = TypeVar("T")
 
 
 class Translator:
@@ -68,6 +69,8 @@ class Translator:
         self,
         images: Sequence[Image.Image],
         prompts: Sequence[str | Sequence[str]],
+        *,
+        source_prompts: Sequence[str] = (),
         **parameters: Any,
     ) -> list[Image.Image | list[Image.Image]]:
         """Translates B pictures.
@@ -75,6 +78,8 @@ class Translator:
         Args:
             images: B PIL images of any size and mode.
             prompts: B entries, each a text or a list of texts.
+            source_prompts: what each of the pictures shows; they are inverted with it, and some
+                methods need it. None for empty ones.
             **parameters: `preset` and those of `PARAMETERS`, with the meaning, limits and defaults
                 of the options of `pnp-batch run`. The noise of a picture comes from `seed` and its
                 pixels.
@@ -87,26 +92,64 @@ class Translator:
             InvalidConfig: an unknown parameter, or a value out of range.
             RowError: of the kind that `pnp-batch run` would have recorded for the row.
         """
-        engine, rows = self.prepared(images, prompts, _config(parameters))
-        made: dict[str, Image.Image] = {}
-        for outcome in engine.translate(rows):
+        made = {
+            name: outcome.image
+            for name, outcome in self._outcomes(images, prompts, source_prompts, parameters).items()
+            if outcome.image is not None
+        }
+        return _as_asked(made, prompts)
+
+    def masks(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str | Sequence[str]],
+        *,
+        source_prompts: Sequence[str] = (),
+        **parameters: Any,
+    ) -> list[dict[str, Image.Image] | list[dict[str, Image.Image]]]:
+        """The masks that a translation reads on its way, where its method reads some.
+
+        Args:
+            images, prompts, source_prompts, **parameters: as of `translate`; the method is
+                `pnp-mask` by default.
+
+        Returns:
+            As `translate`, but each picture is a dict: `source mask` and `target mask`, the subject
+            in the guidance image and in the translation, averaged over the steps that inject, as
+            grey images of the working resolution. Empty where no step injects.
+        """
+        asked = {"method": "pnp-mask", **parameters}
+        made = self._outcomes(images, prompts, source_prompts, asked)
+        return _as_asked({name: outcome.pictures() for name, outcome in made.items()}, prompts)
+
+    def _outcomes(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str | Sequence[str]],
+        source_prompts: Sequence[str],
+        parameters: dict[str, Any],
+    ) -> dict[str, Outcome]:
+        """What became of each row, by its name."""
+        engine, rows = self.prepared(images, prompts, _config(parameters), source_prompts)
+        made = {outcome.row.row_id: outcome for outcome in engine.translate(rows)}
+        for outcome in made.values():
             if outcome.image is None:
                 raise ModelError("no picture was made") if outcome.error is None else outcome.error
-            made[outcome.row.row_id] = outcome.image
-        return [
-            made[f"{i}"]
-            if isinstance(entry, str)
-            else [made[f"{i}-{k}"] for k in range(len(entry))]
-            for i, entry in enumerate(prompts)
-        ]
+        return made
 
     def prepared(
         self,
         images: Sequence[Image.Image],
         prompts: Sequence[str | Sequence[str]],
         config: RunConfig,
+        source_prompts: Sequence[str] = (),
     ) -> tuple[Engine, list[Row]]:
         """The engine that `translate` uses, and the rows that it gives it. Raises as it does."""
+        told = source_prompts or [""] * len(images)
+        if len(told) != len(images):
+            raise InvalidConfig(
+                f"{len(images)} images but {len(told)} source prompts", "give one for each image"
+            )
         if len(images) != len(prompts):
             raise InvalidConfig(
                 f"{len(images)} images but {len(prompts)} prompts", "give one entry for each image"
@@ -118,7 +161,18 @@ class Translator:
             cache=self._cache,
         )
         ahead = self.model.device.type == "cuda"
-        return engine, _rows(images, prompts, config, engine.resolution, ahead=ahead)
+        prepared = [
+            source.prepare(source.to_rgb(image), engine.resolution, config.fit) for image in images
+        ]
+        return engine, _rows(list(zip(prepared, told, strict=True)), prompts, config, ahead=ahead)
+
+
+def _as_asked(made: Mapping[str, T], prompts: Sequence[str | Sequence[str]]) -> list[T | list[T]]:
+    """What was made of each row, in the shape of the prompts."""
+    return [
+        made[f"{i}"] if isinstance(entry, str) else [made[f"{i}-{k}"] for k in range(len(entry))]
+        for i, entry in enumerate(prompts)
+    ]
 
 
 def _config(parameters: dict[str, Any]) -> RunConfig:
@@ -132,15 +186,13 @@ def _config(parameters: dict[str, Any]) -> RunConfig:
 
 
 def _rows(
-    images: Sequence[Image.Image],
+    sources: Sequence[tuple[Image.Image, str]],
     prompts: Sequence[str | Sequence[str]],
     config: RunConfig,
-    resolution: int,
     *,
     ahead: bool,
 ) -> list[Row]:
-    prepared = [source.prepare(source.to_rgb(image), resolution, config.fit) for image in images]
-    names = [hashlib.sha256(image.tobytes()).hexdigest() for image in prepared]
+    names = [hashlib.sha256(image.tobytes()).hexdigest() for image, _ in sources]
     flat = [
         (index, f"{index}" if isinstance(entry, str) else f"{index}-{k}", text)
         for index, entry in enumerate(prompts)
@@ -156,7 +208,7 @@ def _rows(
     recipe = {"method": config.method, "shared": settled.shared(method, values)}
     table = pa.table(
         {
-            "guidance": [names[index] for index, _, _ in flat],
+            "guidance": [names[index] + sources[index][1] for index, _, _ in flat],
             **{name: [recipe[name]] * len(flat) for name in RECIPE},
         }
     )
@@ -165,12 +217,13 @@ def _rows(
     return [
         Row(
             row_id=row_id,
-            guidance=names[index],
-            pixels=prepared[index],
+            guidance=names[index] + sources[index][1],
+            pixels=sources[index][0],
             prompt=text,
             method=config.method,
             place=Place(**place),
             negative_prompt=config.negative_prompt,
+            source_prompt=sources[index][1],
             seed=derived_seed(config.seed, names[index]),
             guidance_scale=config.guidance_scale,
             parameters=json.loads(recipe["shared"]),

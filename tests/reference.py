@@ -11,13 +11,15 @@ Salimans, arXiv 2207.12598. v: Salimans and Ho, arXiv 2202.00512.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
 
-# Decoder layers 4 to 11 as (up block, attention): four up blocks of three layers each.
-ATTENTION_LAYERS = [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
+# Decoder layers 0 to 11 as (up block, layer in it); those of the first block have no attention.
+DECODER_LAYERS = [(block, layer) for block in range(4) for layer in range(3)]
+ATTENTION_LAYERS = range(3, 12)
 
 
 # ---------------------------------------------------------------------------------- schedule
@@ -91,13 +93,13 @@ def ddim(output, x, now: float, then: float, prediction: str):
 
 @dataclass(frozen=True)
 class Features:
-    """What PnP carries over: f of decoder layer 4, (q, k) of layers 4 to 11; None is nothing.
+    """What PnP carries over, by decoder layer: f, and (q, k).
 
     And what DeepCache does: the output of decoder layer 10.
     """
 
-    f: torch.Tensor | None = None
-    qk: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    f: dict[int, torch.Tensor] = field(default_factory=dict)
+    qk: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     deep: torch.Tensor | None = None
 
 
@@ -137,11 +139,10 @@ def evaluate(unet, x, t: int, text, given: Features = NOTHING):
 
     Returns its output and the features it met (PnP, section 4): those of its own, or the given.
     """
-    block = unet.up_blocks[1].resnets[1]
-    layers = [unet.up_blocks[b].attentions[a] for b, a in ATTENTION_LAYERS]
-    attentions = [layer.transformer_blocks[0].attn1 for layer in layers]
-    conv = block.conv2
-    processors = [attention.processor for attention in attentions]
+    blocks = [unet.up_blocks[b].resnets[n] for b, n in DECODER_LAYERS]
+    layers = {m: unet.up_blocks[m // 3].attentions[m % 3] for m in ATTENTION_LAYERS}
+    attentions = {m: layer.transformer_blocks[0].attn1 for m, layer in layers.items()}
+    processors = {m: attention.processor for m, attention in attentions.items()}
 
     deep = []
 
@@ -149,21 +150,24 @@ def evaluate(unet, x, t: int, text, given: Features = NOTHING):
         deep.append(output[0] if given.deep is None else given.deep)
         return (deep[0], *output[1:])
 
-    hook = layers[-2].register_forward_hook(note_or_give)
-    noting_conv = NotingConv(conv, given.f)
-    noting = [NotingAttention(qk) for qk in given.qk or [None] * len(attentions)]
-    block.conv2 = noting_conv
-    for attention, processor in zip(attentions, noting, strict=True):
-        attention.processor = processor
+    hook = layers[10].register_forward_hook(note_or_give)
+    convs = [NotingConv(block.conv2, given.f.get(m)) for m, block in enumerate(blocks)]
+    noting = {m: NotingAttention(given.qk.get(m)) for m in attentions}
+    for block, conv in zip(blocks, convs, strict=True):
+        block.conv2 = conv
+    for m, attention in attentions.items():
+        attention.processor = noting[m]
     try:
         with torch.no_grad():
             output = unet(x, t, text).sample
     finally:
         hook.remove()
-        block.conv2 = conv
-        for attention, processor in zip(attentions, processors, strict=True):
-            attention.processor = processor
-    return output, Features(noting_conv.noted, [one.noted for one in noting], deep[0])
+        for block, conv in zip(blocks, convs, strict=True):
+            block.conv2 = conv.conv
+        for m, attention in attentions.items():
+            attention.processor = processors[m]
+    f = {m: conv.noted for m, conv in enumerate(convs)}
+    return output, Features(f, {m: one.noted for m, one in noting.items()}, deep[0])
 
 
 # ---------------------------------------------------------------------------------- algorithms
@@ -232,13 +236,15 @@ def sample(unet, x, text, negative, scale: float, noise: Noise):
 
 @dataclass(frozen=True)
 class Edit:
-    """What is asked of one translation: embeddings (1, tokens, D), scale, and PnP's thresholds."""
+    """What is asked of one translation: embeddings (1, tokens, D), scale, and what PnP injects."""
 
     target: torch.Tensor
     negative: torch.Tensor
     scale: float
     pnp_f_t: float
     pnp_attn_t: float
+    f_layers: Collection[int] = (4,)
+    attn_layers: Collection[int] = range(4, 12)
 
 
 def sdedit(unet, x0, drawn, strength: float, edit: Edit, noise: Noise):
@@ -268,21 +274,25 @@ def translated_pass(
 ):
     """PnP, algorithm 1: from x_T of the guidance image to x0 of its translation.
 
-    Step i takes f while i < int(steps * pnp_f_t), and q, k while i < int(steps * pnp_attn_t), in
-    the negative and in the target branch alike.
+    Step i takes f while i < int(steps * pnp_f_t), and q, k while i < int(steps * pnp_attn_t), of
+    their layers, in the negative and in the target branch alike.
     """
     steps, met = len(noise.timesteps), reusing(unet, every)
     for i, t in enumerate(noise.timesteps):
         s = noise.timesteps[i + 1] if i + 1 < steps else None
         given = Features(
-            f=features[t].f if i < int(steps * edit.pnp_f_t) else None,
-            qk=features[t].qk if i < int(steps * edit.pnp_attn_t) else None,
+            f=_of(features[t].f, edit.f_layers, i < int(steps * edit.pnp_f_t)),
+            qk=_of(features[t].qk, edit.attn_layers, i < int(steps * edit.pnp_attn_t)),
         )
         negative, _ = met("negative", i, x, t, edit.negative, given)
         target, _ = met("target", i, x, t, edit.target, given)
         output = negative + edit.scale * (target - negative)
         x = ddim(output, x, noise.at(t), noise.at(s), noise.prediction)
     return x
+
+
+def _of(by_layer: dict, layers: Collection[int], wanted: bool) -> dict:
+    return {m: value for m, value in by_layer.items() if wanted and m in layers}
 
 
 def translate(unet, trajectory, source_text, edit: Edit, noise: Noise, every: int = 1):

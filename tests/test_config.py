@@ -233,6 +233,8 @@ def test_the_fingerprint_changes_with_what_shapes_a_picture_and_with_nothing_els
 def test_the_fingerprint_does_not_depend_on_how_a_value_was_written():
     assert fingerprint(guidance_scale=7, pnp_f_t=1) == fingerprint(guidance_scale=7.0, pnp_f_t=1.0)
     assert fingerprint(inversion_steps=50) == fingerprint()
+    assert fingerprint(pnp_f_layers="7, 8,9,4") == fingerprint(pnp_f_layers="4,7-9")
+    assert fingerprint(pnp_f_layers=4) == fingerprint()
 
 
 def test_a_configuration_survives_json():

@@ -63,11 +63,12 @@ TINY_VAE |= {"down_block_types": ["DownEncoderBlock2D"] * 3, "latent_channels": 
 TINY_VAE |= {"up_block_types": ["UpDecoderBlock2D"] * 3}
 
 
-FEATURE_SITE = "up_blocks.1.resnets.1"
-ATTENTION_SITES = [
-    f"up_blocks.{block}.attentions.{layer}.transformer_blocks.0.attn1"
-    for block, layer in [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
-]
+FEATURE_SITES = {3 * b + n: f"up_blocks.{b}.resnets.{n}" for b in range(4) for n in range(3)}
+ATTENTION_SITES = {
+    3 * b + n: f"up_blocks.{b}.attentions.{n}.transformer_blocks.0.attn1"
+    for b in range(1, 4)
+    for n in range(3)
+}
 
 
 Forward = tuple[UNet2DConditionModel, Callable[[], object]]
@@ -141,26 +142,30 @@ def forward(config: dict[str, Any], side: int, tokens: int, device: str = "cpu")
     return unet, lambda: unet(latents, timestep, text)
 
 
-def measured(unet: nn.Module, call: Callable[[], object]) -> UNetFlops:
+def measured(unet: nn.Module, call: Callable[[], object], side: int) -> UNetFlops:
     """The numbers from the real UNet, in one forward."""
     begin, end = clock(call, unet)
-    last = ATTENTION_SITES[-1]
     # After v and before the output projection: QK^T, and as much again for its product with v.
-    shared = [
-        end[f"{site}.to_k"] - begin[site] + (begin[f"{site}.to_out.0"] - end[f"{site}.to_v"]) // 2
-        for site in ATTENTION_SITES
-    ]
+    qk = {
+        n: end[f"{s}.to_k"] - begin[s] + (begin[f"{s}.to_out.0"] - end[f"{s}.to_v"]) // 2
+        for n, s in ATTENTION_SITES.items()
+    }
+    # Of 16 x 16 they are the full resolution's, of 64 x 64 those two levels below.
+    last = {11: "3", 16: "3", 64: "1"}[side]
+    cross = f"up_blocks.{last}.attentions.2.transformer_blocks.0.attn2"
+    scores = (begin[f"{cross}.to_out.0"] - end[f"{cross}.to_v"]) // 2
+    to_maps = end[f"{cross}.to_k"] + scores
     around = end["time_embedding"] + end["conv_in"] - begin["conv_in"]
-    outermost = begin["up_blocks.3.resnets.2"]
     return UNetFlops(
         full=end[""],
-        to_feature=end[f"{FEATURE_SITE}.conv2"],
-        to_attention=max(end[f"{last}.to_q"], end[f"{last}.to_k"]),
-        qk_shared=sum(shared),
-        feature_branch=end[f"{FEATURE_SITE}.conv2"] - begin[FEATURE_SITE],
-        shallow=around + end[""] - outermost,
-        shallow_to_attention=around + max(end[f"{last}.to_q"], end[f"{last}.to_k"]) - outermost,
-        shallow_qk=shared[-1],
+        deep=begin["up_blocks.3.resnets.2"] - around,
+        to_feature={n: end[f"{site}.conv2"] for n, site in FEATURE_SITES.items()},
+        feature_branch={n: end[f"{s}.conv2"] - begin[s] for n, s in FEATURE_SITES.items()},
+        to_attention={
+            n: max(end[f"{site}.to_q"], end[f"{site}.to_k"]) for n, site in ATTENTION_SITES.items()
+        },
+        qk=qk,
+        to_maps=to_maps,
     )
 
 
@@ -177,17 +182,21 @@ def measured_vae(config: dict[str, Any], resolution: int, device: str = "cpu") -
 @pytest.mark.parametrize(("layout", "side", "tokens"), [("sd1", 11, 5), ("sd2", 16, 77)])
 def test_unet_equals_the_counter(layout, side, tokens):
     config = TINY_UNETS[layout]
-    assert unet_flops(config, side, tokens) == measured(*forward(config, side, tokens))
+    found = unet_flops(config, side, tokens)
+    assert found == measured(*forward(config, side, tokens), side)
+    assert (list(found.to_feature), list(found.qk)) == ([*range(12)], [*range(3, 12)])
 
 
 @pytest.mark.parametrize("layout", sorted(TINY_UNETS))
 def test_stopped_forwards_equal_the_counter(layout):
     unet, call = forward(TINY_UNETS[layout], 16, 77)
     expected = unet_flops(TINY_UNETS[layout], 16, 77)
-    last = unet.get_submodule(ATTENTION_SITES[-1])
-    conv2 = unet.get_submodule(f"{FEATURE_SITE}.conv2")
-    assert count_until(call, conv2) == expected.to_feature
-    assert count_until(call, last.to_q, last.to_k) == expected.to_attention
+    for layer in (3, 4, 11):
+        conv2 = unet.get_submodule(f"{FEATURE_SITES[layer]}.conv2")
+        assert count_until(call, conv2) == expected.to_feature[layer]
+        attention = unet.get_submodule(ATTENTION_SITES[layer])
+        stopped = count_until(call, attention.to_q, attention.to_k)
+        assert stopped == expected.to_attention[layer]
 
 
 def test_configuration_that_diffusers_saves(tmp_path):
@@ -202,7 +211,7 @@ def test_vae_equals_the_counter(resolution):
 
 
 def test_full_size_unet_on_the_meta_device():
-    assert unet_flops(SD15_UNET, 64, 77) == measured(*forward(SD15_UNET, 64, 77, device="meta"))
+    assert unet_flops(SD15_UNET, 64, 77) == measured(*forward(SD15_UNET, 64, 77, "meta"), 64)
 
 
 def test_full_size_vae_on_the_meta_device():
@@ -211,7 +220,8 @@ def test_full_size_vae_on_the_meta_device():
 
 def test_figures_of_stable_diffusion_15():
     unet = unet_flops(SD15_UNET, 64, 77)
-    giga = [unet.full, unet.to_feature, unet.to_attention, unet.qk_shared, *vae_flops(SD_VAE, 512)]
+    shared = sum(unet.qk[layer] for layer in range(4, 12))
+    giga = [unet.full, unet.to_feature[4], unet.to_attention[11], shared, *vae_flops(SD_VAE, 512)]
     assert [flops / 1e9 for flops in giga] == pytest.approx(
         [803, 352, 767, 50, 1117, 2515], rel=0.01
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pytest
 
-from pnp_batch import cli, gc, lease, record, results
+from pnp_batch import cli, gc, lease, record, results, sink
 from pnp_batch.errors import InvalidConfig
 from pnp_batch.latents import LatentCache
 from pnp_batch.lease import Holder, OutputBusy
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEY, OTHER = "ab" * 32, "cd" * 32
-LEFT = {"images/aa/left.png", f"images/bb/.tmp-{'0' * 12}-1-ff", ".tmp-x"}
-OURS = {"run.json", "images/00/a.png", f"latents/{LatentCache.name(KEY)}"}
+LEFT = {"images/aa/left.png", "masks/aa/left.png", f"images/bb/.tmp-{'0' * 12}-1-ff", ".tmp-x"}
+OURS = {"run.json", "images/00/a.png", sink.mask_name("a"), f"latents/{LatentCache.name(KEY)}"}
 USERS = {"notes.txt", "report/index.html", "results/mine.csv"}
 
 
@@ -118,4 +118,4 @@ def test_the_command_lists_removes_and_says_how_to_go_on(output, capsys):
         assert (ended.value.code or 0) == 0
         told = capsys.readouterr().out.strip()
         assert set(told.splitlines()) >= LEFT
-        assert told.endswith(last or "3 leftovers removed")
+        assert told.endswith(last or "4 leftovers removed")

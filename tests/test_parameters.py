@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,8 +23,8 @@ class Glow(Method):
     name = "glow"
     summary = "for the tests"
     parameters = ("guidance_scale", "learning_rate", "inversion", "subject", "glow", "halo")
-    defaults = {"learning_rate": 0.25, "glow": 3, "halo": False}
-    options = {
+    defaults: ClassVar = {"learning_rate": 0.25, "glow": 3, "halo": False}
+    options: ClassVar = {
         "glow": Option("how bright", type=int, low=0, high=9),
         "halo": Option("with a ring", type=bool, per_row=True),
     }

@@ -66,9 +66,12 @@ def test_pictures_do_not_depend_on_their_company(translator: Translator) -> None
         {"negative_prompt": "blue"},
         {"pnp_f_t": 0.0},
         {"pnp_attn_t": 0.0},
+        {"pnp_f_layers": "7"},
+        {"pnp_attn_layers": "4-8"},
         {"inversion_steps": 8},
         {"method": "reconstruct"},
         {"method": "sdedit"},
+        {"method": "pnp-mask", "subject": "cat", "mask_threshold": 0.5},
         {"fit": "stretch"},
     ],
 )
@@ -105,6 +108,18 @@ def test_a_cache_spares_the_inversion_of_a_picture_seen_before(
     assert far(first[0], again[0]) == far(first[0], plain[0]) == 0  # type: ignore[arg-type]
     assert len(evaluated) == 5 + 8  # guidance 2, translated 3; and 3 more for an inversion
     assert entry.stat().st_mtime_ns == written
+
+
+def test_masks_have_the_shape_of_the_prompts(translator: Translator) -> None:
+    given = {"steps": 3, "pnp_f_t": 1.0, "subject": "cat", "mask_threshold": 0.5}
+    made = translator.masks(pictures(2), ["a cat", ["a cat", "my cat"]], **given)
+    flat = [made[0], *made[1]]
+    for masks in flat:
+        assert list(masks) == ["source mask", "target mask"]  # type: ignore[arg-type]
+        assert {(m.mode, m.size) for m in masks.values()} == {("L", (32, 32))}  # type: ignore[union-attr]
+    assert len({masks["source mask"].tobytes() for masks in flat}) == 3  # type: ignore[call-overload]
+    assert translator.masks(pictures(1), ["a cat"], method="pnp", steps=1) == [{}]
+    assert translator.masks(pictures(1), ["a cat"], steps=1, pnp_f_t=0, pnp_attn_t=0) == [{}]
 
 
 def test_wrong_calls_are_refused_by_name(translator: Translator, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 # On a CPU, probabilities for values of another width than the keys are held in memory as a whole:
 # beyond this, computing them for each row is the better way.
 MOST_PROBABILITY_BYTES = 2**28
+# On CUDA, values wider than this side by side leave the fast kernels (measured on an H100).
+MOST_VALUE_WIDTH = 160
 
 Shared = Callable[[Attention], tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None]
 
@@ -24,14 +26,16 @@ class SharedAttention:
     """An attention processor that takes queries and keys from guidance rows where it is told to.
 
     Args:
-        own: the processor whose place it takes, and which it calls otherwise.
+        own: the processor, of any kind, whose place it takes, and which it calls otherwise.
         shared: gives queries and keys (G, tokens, width) of the guidance rows and, for each of
             them, which rows follow it, int64 (G, S); None to compute as usual.
+        rows: S.
     """
 
-    def __init__(self, own: Any, shared: Shared) -> None:  # noqa: ANN401 - any processor
+    def __init__(self, own: Any, shared: Shared, rows: int) -> None:  # noqa: ANN401
         self.own = own
         self._shared = shared
+        self._rows = rows
 
     def __call__(
         self,
@@ -54,10 +58,10 @@ class SharedAttention:
         output = attn.to_out[0](rows.flatten(0, 1).index_select(0, place))
         return attn.to_out[1](output)
 
-    @staticmethod
-    def _fits(attn: Attention, hidden_states: torch.Tensor) -> bool:
+    def _fits(self, attn: Attention, hidden_states: torch.Tensor) -> bool:
         if hidden_states.device.type != "cpu":
-            return True
+            width: int = attn.to_v.out_features // attn.heads
+            return self._rows * width <= MOST_VALUE_WIDTH
         rows, tokens = hidden_states.shape[:2]
         held = int(rows * attn.heads * tokens**2 * hidden_states.element_size())
         return held <= MOST_PROBABILITY_BYTES

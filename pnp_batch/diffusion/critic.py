@@ -7,7 +7,8 @@ In: pictures as tensors and texts. Out: embeddings of unit length (Radford et al
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -97,21 +98,48 @@ class Critic:
 
     def hidden(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What each layer of the vision tower puts out, (B, tokens, width), class token first."""
-        states: tuple[torch.Tensor, ...] = self._vision(
-            pixels, output_hidden_states=True
-        ).hidden_states
-        return states
+        return self.keys_and_hidden(pixels)[1]
 
     def keys(self, pixels: torch.Tensor) -> torch.Tensor:
         """The keys of the last layer, its heads joined, (B, tokens, width), class token first."""
-        kept: list[torch.Tensor] = []
-        last = self._model.vision_model.encoder.layers[-1].self_attn.k_proj
-        hook = last.register_forward_hook(lambda module, args, output: kept.append(output))
-        try:
-            self._vision(pixels)
-        finally:
-            hook.remove()
-        return kept[0]
+        return self.keys_and_hidden(pixels)[0]
+
+    def keys_and_hidden(
+        self, pixels: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """`keys` and `hidden` of the same pictures, with one look at them."""
+        with _outputs(self._last.k_proj) as kept:
+            states = self._vision(pixels, output_hidden_states=True).hidden_states
+        return kept[0], states
+
+    def relevance(self, pixels: torch.Tensor, text: str) -> torch.Tensor:
+        """Which parts of pictures (B, 3, H, W) a text speaks of, 0..1, (B, 1, rows, columns).
+
+        Chefer et al., arXiv 2103.15679, eq. 5, of the last layer's attention alone, as Text2LIVE
+        uses it: the class token's attention to each patch times the gradient of the similarity with
+        respect to it, its positive part, the mean over the heads.
+        """
+        attn = self._last
+        with torch.enable_grad(), _outputs(attn.q_proj, attn.k_proj, attn.v_proj) as kept:
+            mixed: list[torch.Tensor] = []
+            hook = attn.out_proj.register_forward_pre_hook(lambda module, args: mixed.append(*args))
+            try:
+                embedded = self.images(pixels.detach().requires_grad_())
+            finally:
+                hook.remove()
+            (slope,) = torch.autograd.grad((embedded @ self.text(text)).sum(), mixed)
+        heads = self._model.config.vision_config.num_attention_heads
+        q, k, v, slope = (x.detach().unflatten(-1, (heads, -1)) for x in (*kept, slope))
+        attention = torch.einsum("bhd,bkhd->bhk", q[:, 0], k).div(q.shape[-1] ** 0.5).softmax(-1)
+        gradient = torch.einsum("bhd,bkhd->bhk", slope[:, 0], v)
+        patches = (attention * gradient).clamp(min=0).mean(1)[:, 1:]
+        low, high = patches.amin(1, keepdim=True), patches.amax(1, keepdim=True)
+        side = math.isqrt(patches.shape[1])
+        return ((patches - low) / (high - low).clamp(min=1e-12)).view(-1, 1, side, side)
+
+    @property
+    def _last(self) -> Any:  # noqa: ANN401 - transformers' CLIPAttention
+        return self._model.vision_model.encoder.layers[-1].self_attn
 
     def _vision(self, pixels: torch.Tensor, **more: Any) -> Any:  # noqa: ANN401
         if pixels.shape[-1] != self.side or pixels.shape[-2] != self.side:
@@ -121,22 +149,40 @@ class Critic:
         return self._model.vision_model(pixel_values=values, **more)
 
 
+@contextmanager
+def _outputs(*modules: Any) -> Iterator[list[torch.Tensor]]:
+    """What modules put out while this lasts, in the order in which they run."""
+    kept: list[torch.Tensor] = []
+    hooks = [m.register_forward_hook(lambda _, args, output: kept.append(output)) for m in modules]
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def cut_outs(
-    pixels: torch.Tensor, side: int, dice: Sequence[torch.Generator], count: int
+    pixels: torch.Tensor,
+    side: int,
+    dice: Sequence[torch.Generator],
+    count: int,
+    *,
+    smallest: float = 0.5,
 ) -> torch.Tensor:
-    """Random views of pictures: squares of 0.5 to 1 of the side, turned a little, half mirrored.
+    """Random views of pictures: squares of some of the side, turned a little, half mirrored.
 
     Args:
-        pixels: (B, 3, H, W).
+        pixels: (B, C, H, W).
         side: of the views.
         dice: of each picture its own generator, on the CPU, so that its views depend on it alone.
         count: views of each picture.
+        smallest: share of the picture's side that a view has at least.
 
     Returns:
-        (B * count, 3, side, side), those of one picture one after another; gradients flow through.
+        (B * count, C, side, side), those of one picture one after another; gradients flow through.
     """
     drawn = torch.stack([torch.rand((count, 5), generator=own) for own in dice]).flatten(0, 1)
-    scale = 0.5 + 0.5 * drawn[:, 0]
+    scale = smallest + (1 - smallest) * drawn[:, 0]
     angle = (drawn[:, 1] - 0.5) * math.radians(30)
     mirror = torch.where(drawn[:, 2] < 0.5, -1.0, 1.0)
     across, down = ((2 * drawn[:, n] - 1) * (1 - scale) for n in (3, 4))

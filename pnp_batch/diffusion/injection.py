@@ -9,10 +9,10 @@ Where a self-attention allows it, its probabilities are computed once for all ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -21,6 +21,8 @@ from torch import nn
 from pnp_batch.diffusion.attention import SharedAttention, is_plain
 from pnp_batch.diffusion.sites import Sites
 from pnp_batch.errors import InvalidModel
+
+Kind = TypeVar("Kind", bound="Injection")
 
 
 class InjectionNotFired(InvalidModel):
@@ -31,15 +33,19 @@ class _Complete(Exception):
     """Ends a guidance evaluation once every scheduled site has been kept: no error."""
 
 
-@contextmanager
-def injected(sites: Sites, owner: torch.Tensor) -> Iterator[Injection]:
+def injected(sites: Sites, owner: torch.Tensor) -> AbstractContextManager[Injection]:
     """Installs hooks and processors at `sites` and always removes them, also after an exception.
 
     Args:
         sites: of the UNet.
         owner: for each row of the translated evaluations the index of its guidance row, int64 (R,).
     """
-    injection = Injection(sites, owner)
+    return installed(Injection(sites, owner))
+
+
+@contextmanager
+def installed(injection: Kind) -> Iterator[Kind]:
+    """The same for an injection of any kind."""
     with ExitStack() as stack:
         for remove in injection.install():
             stack.callback(remove)
@@ -54,28 +60,29 @@ class Injection:
         self._owner = owner
         self._groups = _grouped(owner)
         self._handing_out = False
-        self._feature: frozenset[nn.Module] = frozenset({sites.feature.conv2})
-        self._attention = _projections(sites.attention)
-        self._outermost = _projections(sites.attention[-1:])
+        self._features = frozenset(block.conv2 for block in sites.features)
+        self._attention = frozenset(part for a in sites.attention for part in (a.to_q, a.to_k))
+        self._outermost = frozenset(part for site in sites.outermost for part in site.modules())
         self._scheduled: frozenset[nn.Module] = frozenset()
         self._kept: dict[nn.Module, torch.Tensor] = {}
         self._fired: list[nn.Module] = []
 
     def install(self) -> Iterator[Callable[[], Any]]:
         """Installs hooks and processors, yielding what removes each."""
-        # The residual branch of an injected block is not computed at all: its inputs are emptied,
-        # and its last convolution hands out the guidance rows' output.
-        block = self._sites.feature
-        yield block.norm1.register_forward_pre_hook(self._empty(block.conv2)).remove
-        yield block.time_emb_proj.register_forward_pre_hook(self._empty(block.conv2)).remove
-        yield block.conv2.register_forward_hook(self._hand_over).remove
+        for block in self._sites.features:
+            # The residual branch of an injected block is not computed at all: its inputs are
+            # emptied, and its last convolution hands out the guidance rows' output.
+            yield block.norm1.register_forward_pre_hook(self._empty(block.conv2)).remove
+            yield block.time_emb_proj.register_forward_pre_hook(self._empty(block.conv2)).remove
+            yield block.conv2.register_forward_hook(self._hand_over).remove
+            yield from _uncompiled(block)
         for projection in self._attention:
             yield projection.register_forward_pre_hook(self._empty(projection)).remove
             yield projection.register_forward_hook(self._hand_over).remove
         for attention in self._sites.attention:
             if self._groups is not None and is_plain(attention):
                 own = attention.processor
-                attention.set_processor(SharedAttention(own, self._shared))
+                attention.set_processor(SharedAttention(own, self._shared, self._groups.shape[1]))
                 yield partial(attention.set_processor, own)
 
     def guidance(
@@ -91,10 +98,10 @@ class Injection:
         Raises:
             InjectionNotFired: a scheduled site was not met.
         """
-        projections = self._attention if whole else self._outermost
-        self._scheduled = (self._feature if features and whole else frozenset()) | (
-            projections if attention else frozenset()
-        )
+        kinds = ((self._features, features), (self._attention, attention))
+        self._scheduled = frozenset(site for kind, wanted in kinds if wanted for site in kind)
+        if not whole:
+            self._scheduled &= self._outermost
         self._kept, self._fired = {}, []
         if not self._scheduled:
             return
@@ -132,11 +139,13 @@ class Injection:
 
     def _empty(self, site: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
         def drop_rows(module: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ANN401 - hook
-            if not self._handing_out or site not in self._scheduled:
-                return None
-            return (args[0][:0], *args[1:])
+            return (args[0][:0], *args[1:]) if self._replaces(site) else None
 
         return drop_rows
+
+    def _replaces(self, site: nn.Module) -> bool:
+        """Whether what a site computes of its own is of no use, as it hands out what was kept."""
+        return self._handing_out and site in self._scheduled
 
     def _hand_over(self, site: nn.Module, args: Any, output: torch.Tensor) -> Any:  # noqa: ANN401
         if site not in self._scheduled:
@@ -168,6 +177,12 @@ def _grouped(owner: torch.Tensor) -> torch.Tensor | None:
     return owner.argsort(stable=True).view(len(counts), -1)
 
 
-def _projections(attentions: Iterable[Any]) -> frozenset[nn.Module]:
-    """Those that give queries and keys."""
-    return frozenset(projection for a in attentions for projection in (a.to_q, a.to_k))
+def _uncompiled(block: nn.Module) -> Iterator[Callable[[], Any]]:
+    """Makes a block that is compiled, and would run past its hooks, compute as it is.
+
+    Yields what undoes it. The published sites are never compiled, see `tuning`.
+    """
+    program = block._compiled_call_impl
+    if program is not None:
+        block._compiled_call_impl = None
+        yield partial(setattr, block, "_compiled_call_impl", program)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -18,9 +18,8 @@ from torch import nn
 
 from pnp_batch.diffusion.sites import transformers
 from pnp_batch.errors import InvalidModel
+from pnp_batch.layers import map_level
 
-# The side that Prompt-to-Prompt and MasaCtrl read; models without it are read next to it.
-SIDE = 16
 # Words that name nothing.
 EMPTY_WORDS = frozenset(
     (
@@ -31,11 +30,21 @@ EMPTY_WORDS = frozenset(
 )
 
 
-class CrossMaps:
-    """What the cross-attention of some layers said since it was last asked."""
+class _Complete(Exception):
+    """Ends an evaluation once all of its maps have been read: no error."""
 
-    def __init__(self, side: int) -> None:
+
+class CrossMaps:
+    """What the cross-attention of some layers said since it was last asked.
+
+    Args:
+        side: of the maps.
+        last: how many layers end the evaluation; None to let it go on.
+    """
+
+    def __init__(self, side: int, last: int | None = None) -> None:
         self.side = side
+        self._last = last
         self._total: torch.Tensor | None = None
         self._layers = 0
 
@@ -43,9 +52,16 @@ class CrossMaps:
         """Takes the attention of one layer, averaged over its heads, (B, positions, tokens)."""
         self._total = probabilities if self._total is None else self._total + probabilities
         self._layers += 1
+        if self._layers == self._last:
+            raise _Complete
 
-    def take(self) -> torch.Tensor:
-        """The mean over the layers met since, float32 (B, tokens, side, side); and begins anew.
+    @property
+    def met(self) -> bool:
+        """Whether there was any layer since."""
+        return self._total is not None
+
+    def mean(self) -> torch.Tensor:
+        """The mean over the layers met since, float32 (B, tokens, side, side).
 
         Raises:
             InvalidModel: no layer was met.
@@ -57,12 +73,21 @@ class CrossMaps:
             )
         mean = (self._total / self._layers).transpose(1, 2)
         maps: torch.Tensor = mean.unflatten(2, (self.side, self.side))
-        self._total, self._layers = None, 0
         return maps
+
+    def take(self) -> torch.Tensor:
+        """`mean`; and begins anew."""
+        maps = self.mean()
+        self.clear()
+        return maps
+
+    def clear(self) -> None:
+        """Begins anew."""
+        self._total, self._layers = None, 0
 
 
 @contextmanager
-def recording(unet: nn.Module, latent_side: int) -> Iterator[CrossMaps]:
+def recording(unet: nn.Module, latent_side: int, *, stop: bool = False) -> Iterator[CrossMaps]:
     """Reads the cross-attention of the layers whose maps are nearest to 16 x 16.
 
     Their processors are wrapped, not replaced: what they compute stays what it was.
@@ -70,15 +95,17 @@ def recording(unet: nn.Module, latent_side: int) -> Iterator[CrossMaps]:
     Args:
         unet: the denoiser's module.
         latent_side: of the latents it will evaluate.
+        stop: end the block, and the evaluation in it, once the last of these layers is read.
     """
     parts: Any = unet
-    level, side = _level(latent_side, len(parts.down_blocks))
-    maps = CrossMaps(side)
+    level, side = map_level(latent_side, len(parts.down_blocks))
     wrapped = [(block.attn2, block.attn2.processor) for block in transformers(unet, level)]
+    maps = CrossMaps(side, len(wrapped) if stop else None)
     try:
         for attention, own in wrapped:
             attention.set_processor(_Recording(own, maps))
-        yield maps
+        with suppress(_Complete):
+            yield maps
     finally:
         for attention, own in wrapped:
             attention.set_processor(own)
@@ -106,16 +133,6 @@ class _Recording:
         )
         self._maps.add((attn.scale * query @ key.transpose(2, 3)).softmax(dim=-1).mean(dim=1))
         return self._own(attn, hidden_states, encoder_hidden_states, *args, **more)
-
-
-def _level(latent_side: int, levels: int) -> tuple[int, int]:
-    """The level of the UNet whose maps are nearest to `SIDE`, and their side.
-
-    The innermost level has no cross-attention of its own on the way down.
-    """
-    sides = [max(1, latent_side >> level) for level in range(levels - 1)]
-    level = min(range(levels - 1), key=lambda n: abs(math.log2(sides[n] / SIDE)))
-    return level, sides[level]
 
 
 def subject_words(asked: str, prompt: str, other: str) -> frozenset[str]:

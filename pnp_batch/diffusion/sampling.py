@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 
 from pnp_batch.diffusion.injection import injected
 from pnp_batch.diffusion.schedule import Schedule, move, predicted
+from pnp_batch.diffusion.sites import Sites
 from pnp_batch.diffusion.unet import Branch, UNet
 
 
@@ -37,13 +38,18 @@ class Prompts:
     """What the N rows of a batch ask for.
 
     Attributes:
-        target, negative: text embeddings, (N, tokens, D) each.
+        target: text embeddings, (N, tokens, D).
+        negative: likewise, or one for each step (steps, N, tokens, D).
         scale: strength of the classifier-free guidance, float32 (N,).
     """
 
     target: torch.Tensor
     negative: torch.Tensor
     scale: torch.Tensor
+
+    def at(self, index: int) -> Prompts:
+        """Those of step `index` of the sampling, with one negative embedding a row."""
+        return self if self.negative.ndim == 3 else replace(self, negative=self.negative[index])
 
     @property
     def both(self) -> torch.Tensor:
@@ -56,6 +62,27 @@ class Prompts:
         return negative + self.scale.view(-1, 1, 1, 1) * (target - negative)
 
 
+@dataclass(frozen=True)
+class Injecting:
+    """What Plug-and-Play injects, and for how long.
+
+    Attributes:
+        feature_steps, attention_steps: in how many of the first steps.
+        sites: where; None for the published ones.
+    """
+
+    feature_steps: int
+    attention_steps: int
+    sites: Sites | None = None
+
+    def at(self, index: int) -> dict[str, bool]:
+        """Whether features and attention are injected in a step."""
+        return {
+            "features": index < self.feature_steps,
+            "attention": index < self.attention_steps,
+        }
+
+
 @torch.inference_mode()
 def reconstruct(
     unet: UNet, x: torch.Tensor, text: torch.Tensor, schedule: Schedule
@@ -64,7 +91,7 @@ def reconstruct(
     branch = Branch(unet, schedule.sampling)
     for index, t in enumerate(schedule.timesteps):
         output = branch(x, t, text, whole=schedule.sampling.is_whole(index))
-        x = _step(output, x, schedule, index)
+        x = step(output, x, schedule, index)
     return x
 
 
@@ -99,12 +126,13 @@ def sample(
     Returns:
         The latents x0, (N, C, h, w); `x` if no step is left.
     """
-    branch, text = Branch(unet, schedule.sampling), prompts.both
+    branch = Branch(unet, schedule.sampling)
     for index in range(first, schedule.steps):
         meet(x)
+        text = prompts.at(index).both
         whole = schedule.sampling.is_whole(index - first)
         output = branch(torch.cat([x, x]), schedule.timesteps[index], text, whole=whole)
-        x = _step(prompts.combine(output), x, schedule, index)
+        x = step(prompts.combine(output), x, schedule, index)
     return x
 
 
@@ -127,16 +155,14 @@ def translate(
     guidance: Guidance,
     prompts: Prompts,
     schedule: Schedule,
-    *,
-    feature_steps: int,
-    attention_steps: int,
+    injecting: Injecting,
 ) -> torch.Tensor:
     """Plug-and-Play translation (Tumanyan et al., CVPR 2023, algorithm 1).
 
     Starts every row from its guidance image's x_T. While injection lasts, each step first runs
     the guidance images' own latents of that timestep through the UNet, as far as the last site
     that is needed, and then the negative and target branches of all rows with the guidance
-    images' features (first `feature_steps` steps) and queries and keys (first `attention_steps`).
+    images' features and queries and keys.
 
     Returns:
         The translated latents x0, (N, C, h, w).
@@ -145,27 +171,26 @@ def translate(
         InjectionNotFired: a scheduled site was not met.
     """
     x = guidance.trajectory[0].index_select(0, guidance.owner)
-    text = prompts.both
     owner = torch.cat([guidance.owner, guidance.owner])
     source, translated = Branch(unet, schedule.sampling), Branch(unet, schedule.sampling)
-    with injected(unet.sites, owner) as injection:
+    with injected(injecting.sites or unet.sites, owner) as injection:
         for index, t in enumerate(schedule.timesteps):
             whole = schedule.sampling.is_whole(index)
             injection.guidance(
                 partial(source, guidance.trajectory[index], t, guidance.text, whole=whole),
-                features=index < feature_steps,
-                attention=index < attention_steps,
+                **injecting.at(index),
                 whole=whole,
             )
+            text = prompts.at(index).both
             output = injection.translated(
                 partial(translated, torch.cat([x, x]), t, text, whole=whole)
             )
-            x = _step(prompts.combine(output), x, schedule, index)
+            x = step(prompts.combine(output), x, schedule, index)
     return x
 
 
-def _step(output: torch.Tensor, x: torch.Tensor, schedule: Schedule, index: int) -> torch.Tensor:
-    """One DDIM step down, from timestep `index` of the sampling to the one below it."""
+def step(output: torch.Tensor, x: torch.Tensor, schedule: Schedule, index: int) -> torch.Tensor:
+    """One DDIM step down from latents x, from timestep `index` of the sampling to the one below."""
     t, s = schedule.timesteps[index], schedule.below(index)
     x0, eps = predicted(output, x, schedule.level(t), schedule.prediction)
     return move(x0, eps, schedule.level(s))

@@ -1,11 +1,12 @@
-"""Where Plug-and-Play reads and writes in a UNet: decoder layer 4, and self-attention 4 to 11.
+"""Where Plug-and-Play reads and writes in a UNet: features and self-attention of decoder layers.
 
-In: a diffusers UNet of the Stable Diffusion 1.x or 2.x layout. Out: `Sites`. The decoder's layers
-are numbered through its four up blocks of three layers each (Tumanyan et al., section 4).
+In: a diffusers UNet of the Stable Diffusion 1.x or 2.x layout, and the layers' numbers, by default
+those of Tumanyan et al., section 4. Out: `Sites`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,7 @@ from diffusers.models.attention_processor import FusedAttnProcessor2_0
 from torch import nn
 
 from pnp_batch.errors import InvalidModel
-
-LAYERS_PER_BLOCK = 3
-DECODER_LAYERS = tuple(range(12))
-FEATURE_LAYER = 4
-ATTENTION_LAYERS = tuple(range(4, 12))
+from pnp_batch.layers import ATTENTION, FEATURES, LAST, PER_BLOCK
 
 
 @dataclass(frozen=True)
@@ -25,24 +22,32 @@ class Sites:
     """The modules of one UNet that injection touches.
 
     Attributes:
-        feature: the residual block (diffusers' ResnetBlock2D) whose residual branch carries the
+        features: the residual blocks (diffusers' ResnetBlock2D) whose residual branches carry the
             features.
         attention: the self-attention modules (Attention) whose queries and keys are shared.
+        outermost: those of both in the last decoder layer, the only ones that a shallow evaluation
+            meets.
     """
 
-    feature: Any
+    features: tuple[Any, ...]
     attention: tuple[Any, ...]
+    outermost: frozenset[Any]
 
 
-def find_sites(unet: nn.Module) -> Sites:
-    """Resolves the sites from the UNet's structure.
+def find_sites(
+    unet: nn.Module, features: Sequence[int] = FEATURES, attention: Sequence[int] = ATTENTION
+) -> Sites:
+    """Resolves the sites in some decoder layers from the UNet's structure.
 
     Raises:
         InvalidModel: the UNet lacks a site; the message names the layer.
     """
+    blocks = {layer: residual_block(unet, layer) for layer in features}
+    attentions = {layer: _self_attention(unet, layer) for layer in attention}
     return Sites(
-        feature=residual_block(unet, FEATURE_LAYER),
-        attention=tuple(_self_attention(unet, layer) for layer in ATTENTION_LAYERS),
+        features=tuple(blocks.values()),
+        attention=tuple(attentions.values()),
+        outermost=frozenset(found[LAST] for found in (blocks, attentions) if LAST in found),
     )
 
 
@@ -101,7 +106,7 @@ def transformers(unet: nn.Module, level: int | None = None) -> tuple[Any, ...]:
 
 
 def _layer(unet: nn.Module, kind: str, layer: int) -> nn.Module:
-    block, index = divmod(layer, LAYERS_PER_BLOCK)
+    block, index = divmod(layer, PER_BLOCK)
     blocks: Any = getattr(unet, "up_blocks", ())
     layers: Any = getattr(blocks[block], kind, ()) if block < len(blocks) else ()
     if index >= len(layers):

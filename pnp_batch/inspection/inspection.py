@@ -16,12 +16,12 @@ from PIL import Image
 from pnp_batch import source
 from pnp_batch.diffusion.inversion import invert
 from pnp_batch.diffusion.schedule import Schedule, make_schedule
-from pnp_batch.diffusion.sites import ATTENTION_LAYERS, DECODER_LAYERS
 from pnp_batch.diffusion.unet import UNet
 from pnp_batch.errors import InvalidConfig
 from pnp_batch.inspection.capture import Captured, Layers, Projected, capture
 from pnp_batch.inspection.components import principal
 from pnp_batch.inspection.words import WordMap, attention_to_text, word_layers, word_maps
+from pnp_batch.layers import ATTENTION, DECODER
 from pnp_batch.models import StableDiffusion
 from pnp_batch.steps import Sampling
 
@@ -49,7 +49,7 @@ class Wanted:
     def __post_init__(self) -> None:
         """Refuses what no model has, and brings layers and times into order."""
         for name, values, known in (
-            ("layers", self.layers, DECODER_LAYERS),
+            ("layers", self.layers, DECODER),
             ("times", self.times, (0, 1)),
         ):
             low, high = known[0], known[-1]
@@ -127,7 +127,7 @@ def inspect(
     pictures = tuple(source.prepare(image, side, wanted.fit) for image in images)
     layers = Layers(
         features=wanted.layers,
-        self_attention=tuple(layer for layer in wanted.layers if layer in ATTENTION_LAYERS),
+        self_attention=tuple(layer for layer in wanted.layers if layer in ATTENTION),
         cross_attention=word_layers(model.latent_shape[1]) if words else (),
     )
     schedule = make_schedule(model.files.configs["scheduler"], wanted.sampling)

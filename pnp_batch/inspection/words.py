@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pnp_batch.diffusion.sites import ATTENTION_LAYERS, LAYERS_PER_BLOCK
 from pnp_batch.inspection.capture import Projected
+from pnp_batch.layers import ATTENDING, PER_BLOCK
 
-BLOCKS = range(ATTENTION_LAYERS[0] // LAYERS_PER_BLOCK, 4)
+BLOCKS = range(ATTENDING[0] // PER_BLOCK, 4)
 # Smaller maps say too little about where; larger ones say less about what.
 SMALLEST_SIDE = 8
 
@@ -40,8 +40,8 @@ def word_layers(side: int) -> tuple[int, ...]:
     3 to 5, of the 16 x 16 that Prompt-to-Prompt and MasaCtrl read as well.
     """
     large = (b for b in BLOCKS if side >> (BLOCKS[-1] - b) >= SMALLEST_SIDE)
-    first = next(large, BLOCKS[-1]) * LAYERS_PER_BLOCK
-    return tuple(range(first, first + LAYERS_PER_BLOCK))
+    first = next(large, BLOCKS[-1]) * PER_BLOCK
+    return tuple(range(first, first + PER_BLOCK))
 
 
 def attention_to_text(attentions: Sequence[Projected]) -> torch.Tensor:

@@ -19,9 +19,18 @@ __all__ = ["GROUP", "KNOWN", "Asked", "Batch", "Cost", "Method", "added", "get",
 GROUP = "pnp_batch.methods"
 _OWN = {
     "copy": "pnp_batch.methods.copy:Copy",
+    "ddim": "pnp_batch.methods.ddim:DDIM",
+    "masactrl": "pnp_batch.methods.masactrl:MasaCtrl",
+    "p2p": "pnp_batch.methods.p2p:P2P",
+    "diffuseit": "pnp_batch.methods.diffuseit:DiffuseIT",
+    "diffusionclip": "pnp_batch.methods.diffusionclip:DiffusionCLIP",
+    "flexit": "pnp_batch.methods.flexit:FlexIT",
     "pnp": "pnp_batch.methods.pnp:PlugAndPlay",
+    "pnp-mask": "pnp_batch.methods.pnp_mask:MaskedPlugAndPlay",
     "reconstruct": "pnp_batch.methods.reconstruct:Reconstruct",
     "sdedit": "pnp_batch.methods.sdedit:SDEdit",
+    "text2live": "pnp_batch.methods.text2live:Text2LIVE",
+    "vqgan-clip": "pnp_batch.methods.vqgan_clip:VQGANCLIP",
 }
 
 

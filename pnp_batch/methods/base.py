@@ -6,11 +6,12 @@ imports torch only when it translates, so that `plan` and `validate` know every 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pnp_batch.errors import InvalidConfig
+from pnp_batch.layers import ATTENTION, FEATURES
 from pnp_batch.option import Option
 from pnp_batch.steps import Sampling
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from pnp_batch.diffusion.schedule import Schedule
     from pnp_batch.diffusion.unet import UNet
     from pnp_batch.models import StableDiffusion
+
+
+# Inversions that lead back to the image's own latents x0, not only to its trajectory.
+TO_THE_IMAGE = ("null-text", "direct", "edit-friendly")
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class Batch:
         parameters: the method's own parameters that all rows of the batch share.
         rows: what each of the N rows asks for, in words.
         model: encodes texts and pictures, decodes latents.
+        keep: takes a row's index, a name and a small picture, uint8 (h, w), to be shown beside the
+            row's result.
     """
 
     unet: UNet
@@ -65,6 +72,7 @@ class Batch:
     parameters: Mapping[str, Any]
     rows: tuple[Asked, ...] = ()
     model: StableDiffusion | None = None
+    keep: Callable[[int, str, torch.Tensor], None] = lambda row, name, picture: None
 
 
 @dataclass(frozen=True)
@@ -73,38 +81,59 @@ class Cost:
 
     Attributes:
         inversion: whether the guidance image is inverted first.
+        feature_layers, attention_layers: the decoder layers that are injected, where any are.
         guidance_to_attention: evaluations of the guidance branch up to the last attention site.
-        guidance_to_feature: evaluations of the guidance branch up to the feature site.
+        guidance_to_feature: evaluations of the guidance branch up to the last feature site.
         guidance_shallow: shallow evaluations of the guidance branch up to its attention site.
+        guidance_shallow_to_feature: shallow ones of it up to its feature site.
         guidance_whole: whole evaluations of the guidance branch.
         guidance_gradients: of which so many come with a pass backwards.
         translated: whole evaluations for each output row.
         translated_shallow: shallow ones.
+        mapped: evaluations for each output row up to the last cross-attention map.
         injected_features, injected_attention: how many whole ones skip what is injected.
-        injected_shallow: how many shallow ones do.
+        injected_shallow: how many shallow ones skip their attention.
+        injected_shallow_features: how many their features.
+        blended_attention: how many whole ones compute the injected self-attention beside another.
         gradients: how many of an output row's whole ones come with a pass backwards.
         decodes: decodings of an output row's latents with a pass backwards, through a CLIP.
+        trained: whole evaluations for each pair of source and target text that rows share. How
+            many pairs there are no plan knows, so that none counts them.
+        trained_gradients: of which so many come with a pass backwards.
     """
 
     inversion: bool = False
+    feature_layers: tuple[int, ...] = FEATURES
+    attention_layers: tuple[int, ...] = ATTENTION
     guidance_to_attention: int = 0
     guidance_to_feature: int = 0
     guidance_shallow: int = 0
+    guidance_shallow_to_feature: int = 0
     guidance_whole: int = 0
     guidance_gradients: int = 0
     translated: int = 0
     translated_shallow: int = 0
+    mapped: int = 0
     injected_features: int = 0
     injected_attention: int = 0
     injected_shallow: int = 0
+    injected_shallow_features: int = 0
+    blended_attention: int = 0
     gradients: int = 0
     decodes: int = 0
+    trained: int = 0
+    trained_gradients: int = 0
 
     @property
     def guidance(self) -> int:
         """Evaluations of the guidance branch, however far they go."""
-        to_sites = self.guidance_to_attention + self.guidance_to_feature + self.guidance_shallow
-        return to_sites + self.guidance_whole
+        whole = self.guidance_to_attention + self.guidance_to_feature + self.guidance_whole
+        return whole + self.guidance_shallow + self.guidance_shallow_to_feature
+
+    @property
+    def row(self) -> int:
+        """Evaluations for each output row, however far they go."""
+        return self.translated + self.translated_shallow + self.mapped
 
 
 class Method:
@@ -151,6 +180,11 @@ class Method:
                 f"inversion: {self.name} knows no {inversion!r}",
                 f"use one of {', '.join(self.inversions)}",
             )
+
+    def takes_x0(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether it gets the image's own latents x0."""
+        to_the_image = parameters.get("inversion") in TO_THE_IMAGE
+        return not self.inverts or self.needs_x0 or to_the_image
 
     def cost(self, sampling: Sampling, parameters: Mapping[str, Any]) -> Cost:
         """Counts the UNet evaluations of one guidance image and of one row."""

@@ -65,7 +65,7 @@ def _told(option: Option) -> dict[str, Any]:
 
 
 def _needs(method: Method, cost: Cost) -> Iterator[str]:
-    if cost.inversion or cost.guidance or cost.translated:
+    if cost.inversion or cost.guidance or cost.row:
         yield "UNet"
     if method.uses_model:
         yield "VAE"
@@ -98,8 +98,8 @@ def _of_image(cost: Cost, steps: int) -> Iterator[str]:
 
 
 def _of_row(cost: Cost) -> Iterator[str]:
-    if cost.translated:
-        yield f"{cost.translated} evaluations"
+    if cost.row:
+        yield f"{cost.row} evaluations"
     if cost.gradients:
         yield f"{cost.gradients} of these with a pass backwards"
     if cost.decodes:

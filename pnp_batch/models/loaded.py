@@ -71,6 +71,13 @@ class StableDiffusion:
                 self._texts[prompt] = self._text_encoder(tokens.to(self.device))[0][0]
         return self._texts[prompt]
 
+    def tokens(self, prompt: str) -> list[int]:
+        """The numbers of a prompt's tokens at their positions in `text`, begin and end included."""
+        read: list[int] = self._tokenizer(
+            prompt, max_length=self._tokenizer.model_max_length, truncation=True
+        ).input_ids
+        return read
+
     def words(self, prompt: str) -> list[tuple[str, tuple[int, ...]]]:
         """The words of a prompt in order, each with the positions of its tokens in `text`.
 
@@ -95,10 +102,15 @@ class StableDiffusion:
         import torch
 
         pixels = torch.from_numpy(np.array(image)).to(self.device)
-        pixels = (pixels.permute(2, 0, 1)[None].float() / 127.5 - 1.0).to(self.dtype)
+        return self.latents(pixels.permute(2, 0, 1)[None].float() / 127.5 - 1.0)[0]
+
+    def latents(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, H, W) in -1..1 as latents, float32 (B, C, h, w), without gradients."""
+        import torch
+
         with torch.inference_mode():
-            mean = self.vae.encode(pixels).latent_dist.mean
-        latents: torch.Tensor = mean[0].float() * self.vae.config.scaling_factor
+            mean = self.vae.encode(pixels.to(self.dtype)).latent_dist.mean
+        latents: torch.Tensor = mean.float() * self.vae.config.scaling_factor
         return latents
 
     def pixels(self, latents: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from pnp_batch import methods
 from pnp_batch.errors import InvalidConfig
+from pnp_batch.parameters import resolved
 from pnp_batch.results import OK
 from pnp_batch.steps import Sampling
 
@@ -62,13 +63,13 @@ def spent(table: pa.Table, device: str, price_per_hour: float | None) -> Spent:
         given |= json.loads(recipe["parameters"] or "{}")
         sampling = Sampling(recipe["steps"], recipe["inversion_steps"], recipe["deep_every"] or 1)
         try:
-            cost = methods.get(recipe["method"]).cost(sampling, given)
+            method = methods.get(recipe["method"])
+            cost = method.cost(sampling, resolved(method, given))
         except (InvalidConfig, KeyError):  # a plug-in of another machine, or of another version
             uncounted.add(str(recipe["method"]))
             continue
         counted["guidance"] += recipe["source_sha256_count_distinct"] * cost.guidance
-        each = cost.translated + cost.translated_shallow
-        counted["translation"] += recipe["status_count"] * each
+        counted["translation"] += recipe["status_count"] * cost.row
         decodes += recipe["status_count"] * cost.decodes
     counted["inversions"] = _inversions(usable)
     hours = (pc.sum(table["seconds"]).as_py() or 0.0) / 3600

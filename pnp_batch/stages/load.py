@@ -15,7 +15,7 @@ from ray.data import Dataset
 from pnp_batch import source
 from pnp_batch.attempts import ATTEMPTS
 from pnp_batch.errors import ImageUndecodable, InvalidRow, RowError
-from pnp_batch.stages.work import Reading, kind, text
+from pnp_batch.stages.work import Reading, kind, packed, text
 
 # Many images are read at a time, but one is decoded: at its limit it takes a gigabyte.
 _decoding = threading.Lock()
@@ -30,7 +30,7 @@ def load(table: pa.Table, reading: Reading, control: Any) -> pa.Table:  # noqa: 
 
     Adds the columns `pixels` (RGB bytes of the working image, null where there is none),
     `source_sha256`, `error_type` and `error_message`: what fails becomes the row's error. After a
-    stop nothing is read any more, and the block goes on without rows.
+    stop nothing is read any more, and the block goes on without rows. It goes on packed.
     """
     table = ray.get(control.rows.remote(table["block"][0].as_py()))
     if ray.get(control.stopped.remote()):
@@ -53,7 +53,7 @@ def load(table: pa.Table, reading: Reading, control: Any) -> pa.Table:  # noqa: 
     }
     for name, values in columns.items():
         table = table.append_column(name, values)
-    return table.drop_columns(["image_bytes"])
+    return packed(table.drop_columns(["image_bytes"]))
 
 
 def loading(data: Dataset, reading: Reading, control: Any) -> Dataset:  # noqa: ANN401

@@ -20,7 +20,7 @@ from ray.data.block import Block, BlockAccessor
 
 from pnp_batch import results, source
 from pnp_batch.scores import REASON, SCORED_WITH
-from pnp_batch.stages.work import Reading
+from pnp_batch.stages.work import Reading, unpacked
 from pnp_batch.storage import Storage
 
 if TYPE_CHECKING:
@@ -73,8 +73,9 @@ class Score:
         torch.set_num_threads(self._work.threads)
         return Judge(self._work.measures, self._work.device)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Scores rows; the answer has their records alone."""
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Scores the rows of a packed block; the answer has their records alone."""
+        table = unpacked(block)
         records = pa.Table.from_struct_array(table[RECORD])
         known = [name for name in WANTED if name in records.column_names]
         given = [table[name].to_pylist() for name in ("pixels", "source_sha256", "error_message")]

@@ -13,14 +13,14 @@ import pyarrow as pa
 import ray
 from PIL import Image
 
-from pnp_batch import methods, results, sink
+from pnp_batch import methods, results, sink, source
 from pnp_batch.attempts import ATTEMPTS, Verdict
 from pnp_batch.batches import PLACE, Place
 from pnp_batch.errors import ModelError, RowTimeout
 from pnp_batch.latents import LatentCache
 from pnp_batch.parameters import OWN_COLUMNS, as_json
 from pnp_batch.rows import EXTRA
-from pnp_batch.stages.work import Work, kind, text
+from pnp_batch.stages.work import Work, kind, text, unpacked
 
 if TYPE_CHECKING:
     from pnp_batch.engine import Engine, Outcome
@@ -78,8 +78,9 @@ class Translate:
             cache=self._cache,
         )
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Translates what can be; rows that a stop left out are missing from the answer."""
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Translates the rows of a packed block; those that a stop left out are missing after."""
+        table = unpacked(block)
         records = table.select(list(NEEDED)).to_pylist()
         made: dict[int, bytes | None] = {}
         outcomes: dict[int, Outcome] = {}
@@ -215,6 +216,7 @@ class Translate:
             "seconds": [outcome.seconds if outcome else None for outcome in outcomes],
             "resolution": [side] * len(images),
             "fit": [self._work.reading.fit] * len(images),
+            sink.SHOWN: [_shown(outcome) if outcome else None for outcome in outcomes],
         }
         for name, told in (("error_type", kind), ("error_message", text)):
             loaded = table[name].to_pylist()
@@ -224,14 +226,15 @@ class Translate:
             ]
         columns |= self._parameters(table)
         fields = [f for f in self._work.schema if f.name not in sink.ADDED]
+        fields += [pa.field(name, pa.binary()) for name in ("pixels", sink.SHOWN)]
         return pa.table(
             [
                 pa.array(columns[f.name], f.type)
                 if f.name in columns
                 else table[f.name if f.name in results.SCHEMA.names else EXTRA + f.name]
-                for f in (*fields, pa.field("pixels", pa.binary()))
+                for f in fields
             ],
-            names=[*(f.name for f in fields), "pixels"],
+            names=[f.name for f in fields],
         )
 
     def _parameters(self, table: pa.Table) -> dict[str, list[Any]]:
@@ -251,6 +254,18 @@ class Translate:
         both = zip(table["shared"].to_pylist(), table["own"].to_pylist(), strict=True)
         columns["parameters"] = [_told(*texts) for texts in both]
         return columns
+
+
+def _shown(outcome: Outcome) -> bytes | None:
+    """The file of the pictures that a method shows beside a row's result, side by side."""
+    pictures = list(outcome.pictures().values())
+    if outcome.image is None or not pictures:
+        return None
+    width, height = outcome.image.size
+    sheet = Image.new("L", (width * len(pictures), height))
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (number * width, 0))
+    return source.encode(sheet, "png")
 
 
 def _told(shared: str | None, own: str | None) -> str | None:

@@ -12,6 +12,8 @@ from pnp_batch.source import SourcePolicy
 from pnp_batch.steps import Sampling
 from pnp_batch.storage import Storage
 
+PACKED = "rows of a block"
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -42,6 +44,24 @@ class Work:
     sink: str
     schema: pa.Schema
     row_timeout: float
+
+
+def packed(rows: pa.Table) -> pa.Table:
+    """A block's rows as one row of one column, which Ray neither cuts nor joins with others.
+
+    Ray Data hands whole blocks to functions without a GPU alone; with one it wants a number of rows
+    and fills it from several blocks. Of blocks packed so that number is 1.
+    """
+    parts = rows.combine_chunks().to_struct_array().chunks
+    structs = parts[0] if parts else pa.array([], pa.struct(rows.schema))
+    return pa.table(
+        {PACKED: pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), structs)}
+    )
+
+
+def unpacked(block: pa.Table) -> pa.Table:
+    """The rows of a packed block."""
+    return pa.Table.from_struct_array(block[PACKED].combine_chunks().flatten())
 
 
 def kind(error: RowError | None) -> str | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 
 from pnp_batch.diffusion import sampling
 from pnp_batch.diffusion.schedule import Schedule, make_schedule
+from pnp_batch.diffusion.sites import Sites
 from pnp_batch.diffusion.unet import UNet
 from pnp_batch.steps import Sampling
 from tests import reference, tiny
@@ -57,7 +59,12 @@ class Rows:
     scale: list[float]
 
     def translated(
-        self, unet: UNet, schedule: Schedule, feature_steps: int, attention_steps: int
+        self,
+        unet: UNet,
+        schedule: Schedule,
+        feature_steps: int,
+        attention_steps: int,
+        sites: Sites | None = None,
     ) -> torch.Tensor:
         """What the code under test makes of all rows at once."""
         return sampling.translate(
@@ -65,11 +72,18 @@ class Rows:
             sampling.Guidance(self.trajectory, self.source, torch.tensor(self.owner)),
             sampling.Prompts(self.target, self.negative, torch.tensor(self.scale)),
             schedule,
-            feature_steps=feature_steps,
-            attention_steps=attention_steps,
+            sampling.Injecting(feature_steps, attention_steps, sites),
         )
 
-    def by_hand(self, unet: UNet, noise: reference.Noise, f: float, attn: float) -> torch.Tensor:
+    def by_hand(
+        self,
+        unet: UNet,
+        noise: reference.Noise,
+        f: float,
+        attn: float,
+        layers: tuple[Collection[int], Collection[int]] = ((4,), range(4, 12)),
+        every: int = 1,
+    ) -> torch.Tensor:
         """What the reference makes of them, one by one. `f` and `attn` are pnp_f_t, pnp_attn_t."""
         features = {}
         results = []
@@ -77,14 +91,14 @@ class Rows:
             trajectory = dict(zip(noise.timesteps, self.trajectory[:, [image]], strict=True))
             if image not in features:
                 features[image] = reference.guidance_pass(
-                    unet.module, trajectory, self.source[[image]], noise
+                    unet.module, trajectory, self.source[[image]], noise, every
                 )
             edit = reference.Edit(
-                self.target[[row]], self.negative[[row]], self.scale[row], f, attn
+                self.target[[row]], self.negative[[row]], self.scale[row], f, attn, *layers
             )
             start = trajectory[noise.timesteps[0]]
             results.append(
-                reference.translated_pass(unet.module, start, features[image], edit, noise)
+                reference.translated_pass(unet.module, start, features[image], edit, noise, every)
             )
         return torch.cat(results)
 

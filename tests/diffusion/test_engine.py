@@ -12,8 +12,10 @@ import torch
 from pnp_batch.batches import Place
 from pnp_batch.engine import Engine
 from pnp_batch.latents import LatentCache
+from pnp_batch.methods import get
 from pnp_batch.models import StableDiffusion, find
 from pnp_batch.origins import Row
+from pnp_batch.parameters import resolved
 from pnp_batch.steps import Sampling
 from pnp_batch.storage import Storage
 from pnp_batch.world import draw, random_spec
@@ -37,7 +39,7 @@ def rows(ahead, images=range(IMAGES)):
             prompt=f"prompt {k}",
             method="pnp",
             place=Place(2, 1, k % (2 * ahead), 0, ahead),
-            parameters={"pnp_f_t": 0.8, "pnp_attn_t": 0.5},
+            parameters=resolved(get("pnp"), {}),
         )
         for k in images
     ]

@@ -173,7 +173,7 @@ def test_the_same_processor_that_calls_its_projections_is_no_error(unet, monkeyp
 
 @pytest.mark.parametrize("attention_steps", [0, 1])
 def test_a_feature_site_that_is_not_met_is_an_error(unet, monkeypatch, attention_steps):
-    block, before = unet.sites.feature, hooks(unet)
+    (block,), before = unet.sites.features, hooks(unet)
     with monkeypatch.context() as patch:
         patch.setattr(block, "forward", lambda x, temb: block.conv_shortcut(x))
         with pytest.raises(InjectionNotFired):

@@ -13,10 +13,12 @@ from PIL import Image
 from pnp_batch.batches import Place
 from pnp_batch.diffusion.sampling import Guidance, Prompts
 from pnp_batch.engine import Engine
+from pnp_batch.methods import get
 from pnp_batch.methods.base import Batch
 from pnp_batch.methods.sdedit import SDEdit
 from pnp_batch.models import StableDiffusion, find
 from pnp_batch.origins import SOURCE_GUIDANCE_SCALE, Row
+from pnp_batch.parameters import resolved
 from pnp_batch.steps import Sampling
 from pnp_batch.world import draw, random_spec
 from tests import reference, tiny
@@ -46,7 +48,7 @@ def row(row_id: str, image: int | None, seed: int, strength: float = 0.75, **mor
         "place": Place(1, 1, 0, 0),
         "negative_prompt": "blurry",
         "seed": seed,
-        "parameters": {"pnp_f_t": 0.8, "pnp_attn_t": 0.5, "strength": strength},
+        "parameters": {**resolved(get("pnp"), {}), "strength": strength},
     }
     return Row(**{**values, **more})  # type: ignore[arg-type]
 

@@ -29,11 +29,29 @@ def test_sites_are_decoder_layer_4_and_self_attention_4_to_11(layout):
     unet = tiny.new_unet(layout)
     names = {module: name for name, module in unet.named_modules()}
     sites = find_sites(unet)
-    assert names[sites.feature] == "up_blocks.1.resnets.1"
+    assert [names[block] for block in sites.features] == ["up_blocks.1.resnets.1"]
     assert [names[module] for module in sites.attention] == [
         f"up_blocks.{block}.attentions.{layer}.transformer_blocks.0.attn1"
         for block, layer in [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
     ]
+
+
+@pytest.mark.parametrize("layer", range(12))
+def test_sites_of_any_layer_are_found_where_it_has_them(unets, layer):
+    unet = unets["sd1"].module
+    names = {module: name for name, module in unet.named_modules()}
+    block, number = divmod(layer, 3)
+    found = find_sites(unet, [layer], [layer] if block else [])
+    assert [names[one] for one in found.features] == [f"up_blocks.{block}.resnets.{number}"]
+    expected = f"up_blocks.{block}.attentions.{number}.transformer_blocks.0.attn1"
+    assert [names[one] for one in found.attention] == [expected][: bool(block)]
+    outermost = {*found.features, *found.attention} if layer == 11 else set()
+    assert found.outermost == outermost
+
+
+def test_the_first_three_layers_have_no_attention(unets):
+    with pytest.raises(InvalidModel, match=r"up_blocks\[0\]\.attentions\[2\].*decoder layer 2"):
+        find_sites(unets["sd1"].module, [4], [2])
 
 
 def test_a_unet_of_two_up_blocks_has_no_sites():

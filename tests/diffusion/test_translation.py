@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from pnp_batch.diffusion.inversion import invert
-from pnp_batch.diffusion.sampling import Guidance, Prompts, generate, translate
+from pnp_batch.diffusion.sampling import Guidance, Injecting, Prompts, generate, translate
 from pnp_batch.diffusion.unet import UNet
 from pnp_batch.methods.base import Batch
 from pnp_batch.methods.pnp import PlugAndPlay
 from tests import reference, tiny
 from tests.diffusion.scene import EMPTY, TOLERANCE, both_schedules, far, latents, rows, texts
+
+PUBLISHED = {"pnp_f_layers": "4", "pnp_attn_layers": "4-11"}
 
 
 @pytest.mark.parametrize("layout", tiny.LAYOUTS)
@@ -37,7 +39,7 @@ def test_each_threshold_injects_into_that_share_of_the_first_steps(unet, f, attn
     steps = 3
     one = rows(steps, [0])
     schedule, noise = both_schedules(steps, "v_prediction")
-    parameters = {"pnp_f_t": f, "pnp_attn_t": attn}
+    parameters = {**PUBLISHED, "pnp_f_t": f, "pnp_attn_t": attn}
     batch = Batch(
         unet=unet,
         schedule=schedule,
@@ -103,7 +105,7 @@ def test_the_whole_path_from_image_to_translation_is_the_references(layout, pred
     trajectory = invert(unet, x0, EMPTY, schedule)
     guidance = Guidance(trajectory, EMPTY, torch.tensor([0]))
     prompts = Prompts(target, negative, torch.tensor([7.5]))
-    result = translate(unet, guidance, prompts, schedule, feature_steps=2, attention_steps=1)
+    result = translate(unet, guidance, prompts, schedule, Injecting(2, 1))
 
     by_hand = reference.invert(unet.module, x0, EMPTY, noise, multiple=2)
     edit = reference.Edit(target, negative, 7.5, pnp_f_t=0.8, pnp_attn_t=0.5)
@@ -125,6 +127,6 @@ def test_generated_guidance_injects_from_the_conditional_branch_of_its_own_sampl
     target, negative = texts(1, 2), texts(1, 3)
     guidance = Guidance(trajectory, source, torch.tensor([0]))
     prompts = Prompts(target, negative, torch.tensor([7.5]))
-    result = translate(unet, guidance, prompts, schedule, feature_steps=2, attention_steps=1)
+    result = translate(unet, guidance, prompts, schedule, Injecting(2, 1))
     edit = reference.Edit(target, negative, 7.5, pnp_f_t=0.8, pnp_attn_t=0.5)
     assert far(result, reference.translate(unet.module, met, source, edit, noise)) < TOLERANCE

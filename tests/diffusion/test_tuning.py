@@ -11,6 +11,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch._dynamo.utils import counters
 
+from pnp_batch.diffusion.sites import find_sites
 from pnp_batch.diffusion.tuning import tune
 from pnp_batch.diffusion.unet import UNet
 from pnp_batch.models import StableDiffusion, find
@@ -29,9 +30,10 @@ def model(tmp_path):
     return StableDiffusion(find(str(tiny.save_model(tmp_path / "model", "sd1", unet))))
 
 
-def translated(model):
+def translated(model, *layers):
     schedule, _ = both_schedules(STEPS)
-    return rows(STEPS, [0, 1]).translated(UNet(model.unet), schedule, 1, 1)
+    sites = find_sites(model.unet, *layers)
+    return rows(STEPS, [0, 1]).translated(UNet(model.unet), schedule, 1, 1, sites)
 
 
 def is_channels_last(module):
@@ -63,10 +65,13 @@ def test_a_cpu_keeps_its_format_unless_asked(model, memory_format):
 
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same_translation_with_injection(model):
-    expected = translated(model)
+    elsewhere = (7, 8), (4, 5)  # where features lie in blocks that are compiled
+    expected, expected_elsewhere = translated(model), translated(model, *elsewhere)
     counters.clear()
     tune(model, "auto", "fused", compiled=True)
     assert far(translated(model), expected) < TOLERANCE
+    assert far(translated(model, *elsewhere), expected_elsewhere) < TOLERANCE
+    assert far(expected_elsewhere, expected) > 10 * TOLERANCE
     assert counters["stats"]["unique_graphs"] > 10  # blocks were compiled, and none given up
     assert not counters["graph_break"]
 

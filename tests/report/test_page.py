@@ -16,6 +16,7 @@ from PIL import Image
 
 from pnp_batch import cli, methods, record, results
 from pnp_batch.errors import InvalidConfig, WrongUsage
+from pnp_batch.parameters import resolved
 from pnp_batch.report.page import write_report
 from pnp_batch.steps import Sampling
 from pnp_batch.storage import Storage
@@ -216,7 +217,8 @@ def test_unet_evaluations_are_those_that_the_methods_say(tmp_path):
     rows = [{"row_id": f"{n}", "image": "a.png", "prompt": f"{n}", **shaped} for n in range(3)]
     rows.append({**rows[0], "row_id": "bad", "error_type": "OutOfMemory"})
     words = page(report(written(tmp_path, rows))).words
-    cost = methods.get("pnp").cost(Sampling(10, 20), {"pnp_f_t": 0.8, "pnp_attn_t": 0.5})
+    pnp = methods.get("pnp")
+    cost = pnp.cost(Sampling(10, 20), resolved(pnp, {}))
     told = f"{19} inversions, {cost.guidance} guidance, {3 * cost.translated} translation"
     assert told in words
 
