@@ -237,4 +237,10 @@ def _notes(config: RunConfig, found: Comparison) -> Iterator[str]:
     networks = {name: told for name, told in _networks(found).items() if name in SHOWN_NETWORKS}
     if networks:
         yield "Networks: " + ", ".join(f"{name} {told}" for name, told in networks.items()) + "."
+    for one in found.measured:
+        if one.trained:
+            yield (
+                f"`{one.name}` tunes the denoiser for each pair of source and target text, with "
+                f"{one.trained:,} evaluations that are not among those of a row."
+            )
     yield from (f"`{one.name}`: {one.error}." for one in found.ended if one.error)

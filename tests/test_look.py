@@ -171,7 +171,9 @@ def test_methods_lists_every_method_with_its_parameters(
     share = pnp["options"]["pnp_f_t"]
     assert (share["type"], share["low"], share["high"]) == ("float", 0.0, 1.0)
     assert "feature injection" in share["help"]
-    assert pnp["needs"] == ["UNet", "VAE"]
+    assert (pnp["needs"], pnp["wants"]) == (["UNet", "VAE"], [])
+    assert listed["p2p"]["wants"] == ["source_prompt"]
+    assert "CLIP" in listed["flexit"]["needs"]
     assert listed["copy"]["needs"] == listed["sdedit"]["inversions"] == []
     for one in listed.values():
         assert set(one["options"]) == set(one["parameters"])
@@ -202,6 +204,8 @@ def test_costs_in_words_tell_passes_backwards() -> None:
     )
     optimised = in_words(methods.Cost(decodes=160))
     assert optimised == "for each row 160 decodes with a pass backwards through CLIP"
+    tuned = in_words(methods.Cost(translated=9, trained=80, trained_gradients=6))
+    assert tuned.endswith("text 80 evaluations, 6 of these with a pass backwards")
     assert in_words(methods.Cost()) == "no UNet evaluations"
 
 

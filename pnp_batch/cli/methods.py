@@ -47,6 +47,8 @@ def _lines(one: Described) -> Iterator[str]:
         yield f"  {one.paper}"
     if one.needs:
         yield f"  needs {', '.join(one.needs)}"
+    if one.wants:
+        yield f"  wants {', '.join(one.wants)}"
     if "inversion" in one.parameters:
         yield f"  inversions: {', '.join(one.inversions)}"
     yield from _wrapped(f"cost at 50 steps: {one.cost}", "    ")

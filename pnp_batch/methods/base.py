@@ -151,7 +151,7 @@ class Method:
             image's own latents x0.
         needs_x0: whether it gets these also if it inverts.
         uses_model: False if the translation is the guidance image itself.
-        needs: what a row has to have, such as `source_prompt`.
+        wants: columns of a manifest without which it does less, such as `source_prompt`.
         exact_steps: whether every step has to evaluate the whole UNet (`deep_every` 1).
     """
 
@@ -166,7 +166,7 @@ class Method:
     needs_x0: bool = False
     uses_model: bool = True
     exact_steps: bool = False
-    needs: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
 
     def check(self, parameters: Mapping[str, Any]) -> None:
         """Refuses values that do not fit the method or each other.

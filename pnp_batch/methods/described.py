@@ -23,7 +23,8 @@ class Described:
         parameters: their values where nobody gives any.
         options: of each parameter what it means and takes.
         inversions: kinds that it can start from; empty if it inverts nothing.
-        needs: beside a manifest.
+        needs: of the model and the machine.
+        wants: columns of a manifest without which it does less.
         cost_at_50_steps: as `Cost` counts it, with the parameters' defaults.
         cost: the same in words.
     """
@@ -35,6 +36,7 @@ class Described:
     options: Mapping[str, Mapping[str, Any]]
     inversions: tuple[str, ...]
     needs: tuple[str, ...]
+    wants: tuple[str, ...]
     cost_at_50_steps: Mapping[str, Any]
     cost: str
 
@@ -52,6 +54,7 @@ def describe(name: str) -> Described:
         options={key: _told(OPTIONS.get(key) or method.options[key]) for key in defaults},
         inversions=method.inversions if method.inverts else (),
         needs=tuple(_needs(method, cost)),
+        wants=method.wants,
         cost_at_50_steps=asdict(cost),
         cost=in_words(cost),
     )
@@ -71,9 +74,8 @@ def _needs(method: Method, cost: Cost) -> Iterator[str]:
         yield "VAE"
     if "clip" in method.parameters:
         yield "CLIP"
-    if cost.gradients or cost.guidance_gradients or cost.decodes:
+    if cost.gradients or cost.guidance_gradients or "optimiser_steps" in method.parameters:
         yield "memory for passes backwards"
-    yield from method.needs
 
 
 def in_words(cost: Cost, steps: int = STEPS) -> str:
@@ -81,6 +83,11 @@ def in_words(cost: Cost, steps: int = STEPS) -> str:
     image, row = list(_of_image(cost, steps)), list(_of_row(cost))
     parts = [f"for each image {', '.join(image)}"] if image else []
     parts += [f"for each row {', '.join(row)}"] if row else []
+    if cost.trained:
+        parts.append(
+            f"for each pair of source and target text {cost.trained} evaluations, "
+            f"{cost.trained_gradients} of these with a pass backwards"
+        )
     return "; ".join(parts) or "no UNet evaluations"
 
 

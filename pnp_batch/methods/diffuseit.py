@@ -37,6 +37,7 @@ class DiffuseIT(Method):
     name = "diffuseit"
     summary = "DiffuseIT: sampling led by CLIP, its keys keep the guidance image's structure"
     paper = "Kwon & Ye, ICLR 2023, arXiv 2209.15264"
+    wants = ("source_prompt",)
     parameters = ("clip", "strength", "cutouts", "clip_weight", "structure_weight")
     defaults: Mapping[str, Any] = {
         "cutouts": 8,

@@ -41,6 +41,7 @@ class DiffusionCLIP(Method):
     name = "diffusionclip"
     summary = "DiffusionCLIP: the denoiser tuned for source and target text, then one pass"
     paper = "Kim et al., CVPR 2022, arXiv 2110.02711"
+    wants = ("source_prompt",)
     parameters = (
         *("clip", "strength", "optimiser_steps", "learning_rate", "training_images"),
         *("clip_weight", "source_weight"),

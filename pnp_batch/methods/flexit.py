@@ -34,6 +34,7 @@ class FlexIT(Guided):
     name = "flexit"
     summary = "FlexIT: latents moved towards text - source text + image, kept near the image"
     paper = "Couairon et al., CVPR 2022, arXiv 2203.04705"
+    wants = ("source_prompt",)
     parameters = (
         *("clip", "optimiser_steps", "learning_rate", "cutouts"),
         *("clip_weight", "source_weight", "latent_weight"),

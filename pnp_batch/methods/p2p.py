@@ -48,8 +48,9 @@ class P2P(Method):
     """
 
     name = "p2p"
-    summary = "Prompt-to-Prompt: keeps the source's attention maps; wants a source prompt"
+    summary = "Prompt-to-Prompt: keeps the source's attention maps"
     paper = "Hertz et al., ICLR 2023, arXiv 2208.01626"
+    wants = ("source_prompt",)
     parameters = (
         *("guidance_scale", "negative_prompt", "inversion", "cross_steps", "self_steps"),
         *("reweight", "local_blend"),

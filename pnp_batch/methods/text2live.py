@@ -42,6 +42,7 @@ class Text2LIVE(Guided):
     name = "text2live"
     summary = "Text2LIVE: a layer painted over the guidance image, as CLIP sees text and layer"
     paper = "Bar-Tal et al., ECCV 2022, arXiv 2204.02491"
+    wants = ("source_prompt",)
     parameters = (
         *("clip", "subject", "optimiser_steps", "learning_rate", "cutouts"),
         *("clip_weight", "structure_weight", "sparsity_weight"),

@@ -34,6 +34,7 @@ class Measured:
         unet_evaluations: for each row with a picture, of the inversion and the guidance branch what
             its image's rows share among them; None where the method is not installed here.
         decodes: for each row, of latents with a pass backwards.
+        trained: evaluations of tuning for each pair of texts, which `unet_evaluations` has not.
         seconds: that a device has computed for each row; inversions count where they were made.
     """
 
@@ -47,6 +48,7 @@ class Measured:
     scores: Mapping[str, Estimate]
     unet_evaluations: float | None
     decodes: float
+    trained: int
     seconds: float | None
 
 
@@ -57,7 +59,8 @@ def measured(one: Reported) -> Measured:
     cost = spent(one.table, str(one.there.settings.get("device", "auto")), None)
     sampling = {name: one.there.settings.get(name) for name in ("steps", "inversion_steps")}
     sampling |= {"deep_every": one.config.deep_every, "seed": one.config.seed}
-    parameters = resolved(methods.get(one.config.method), one.config.parameters)
+    method = methods.get(one.config.method)
+    parameters = resolved(method, one.config.parameters)
     each = max(1, summary.done)
     return Measured(
         name=one.name,
@@ -70,6 +73,7 @@ def measured(one: Reported) -> Measured:
         scores=estimates(good, one.scores),
         unet_evaluations=None if cost.uncounted else sum(cost.evaluations.values()) / each,
         decodes=cost.decodes / each,
+        trained=method.cost(one.config.sampling, parameters).trained,
         seconds=pc.mean(good["seconds"]).as_py(),
     )
 

@@ -72,9 +72,9 @@ def test_each_variant_is_an_output_and_all_are_told_of_together(
 
     before = {path: path.stat().st_mtime_ns for path in output.glob("*/run.json")}
     capsys.readouterr()
-    assert call(*command[:-1], f"{asked},sdedit-low") == 0
+    assert call(*command[:-1], f"{asked},copy:seed=1") == 0
     captured = capsys.readouterr()
-    assert "sdedit-low (3 of 3) done: 2/2 rows" in captured.err
+    assert "copy:seed=1 (3 of 3) done: 2/2 rows" in captured.err
     assert "(1 of 3)" not in captured.err  # nothing of the others was done again
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert captured.out.splitlines()[0].split() == [
@@ -91,7 +91,7 @@ def test_a_variant_that_fails_loses_only_itself(
     config = RunConfig(other, str(output / "copy"), method="copy", steps=2, device="cpu")
     jobs.run(other, config.output, **{n: getattr(config, n) for n in ("model", "method", "steps")})
     manifest = manifest_of(jobs, "abc", missing="c")
-    methods = ("--methods", "copy,sdedit-low", "--max-failed", "0.2", "--json")
+    methods = ("--methods", "copy,copy:seed=1", "--max-failed", "0.2", "--json")
     assert call("compare", manifest, "--output", str(output), *FLAGS, *methods) == 4
     captured = capsys.readouterr()
     body = json.loads(captured.out)
@@ -103,10 +103,10 @@ def test_a_variant_that_fails_loses_only_itself(
     error, hint = captured.err.strip().splitlines()[-2:]
     assert error.startswith("error: 2 of 2 failed: copy: ")
     assert "holds 1 rows that this manifest does not have: 'x'" in error
-    assert "sdedit-low: 1 of 3 rows failed" in error
+    assert "copy:seed=1: 1 of 3 rows failed" in error
     assert hint.startswith("hint: use another --output")
     text = (output / "comparison.md").read_text()
-    assert "`sdedit-low`: 1 of 3 rows failed." in text
+    assert "`copy:seed=1`: 1 of 3 rows failed." in text
     assert "| `copy` |" not in text
 
 

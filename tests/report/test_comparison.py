@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pnp_batch import methods, results
+from pnp_batch import methods, record, results
+from pnp_batch.parameters import resolved
 from pnp_batch.report import trade
 from pnp_batch.report.comparison import markdown, measured, table
 from pnp_batch.report.grid import write_grid
@@ -40,7 +42,11 @@ def compared(tmp_path, outputs, names=()):
     for name, made in outputs.items():
         source(tmp_path / name, "a.png", "teal")
         where = str(tmp_path / "all" / name)
-        uris.append(written(tmp_path / name, made, scored=True, where=where).uri)
+        output = written(tmp_path / name, made, scored=True, where=where)
+        there = record.of_run(output.uri)
+        config = {**there.config, "method": made[0].get("method", "copy")}
+        record.write(output, replace(there, config=config))
+        uris.append(output.uri)
     return reported(uris, 100, names)
 
 
@@ -61,7 +67,8 @@ def test_what_a_variant_is_worth_and_has_cost(tmp_path):
 
 def test_evaluations_of_a_row_have_its_share_of_the_inversion_and_the_branch(tmp_path):
     more = {"method": "pnp", "pnp_f_t": 0.8, "pnp_attn_t": 0.5, "latents_key": "k"}
-    cost = methods.get("pnp").cost(Sampling(10), more)
+    pnp = methods.get("pnp")
+    cost = pnp.cost(Sampling(10), resolved(pnp, more))
     (one,) = compared(tmp_path, {"pnp": rows(4, **more)})
     assert measured(one).unet_evaluations == (10 + cost.guidance) / 4 + cost.translated
 
@@ -73,7 +80,7 @@ class Decoder(methods.Method):
     summary = "for the tests"
 
     def cost(self, sampling, parameters):
-        return methods.Cost(translated=1, decodes=30)
+        return methods.Cost(translated=1, decodes=30, trained=7)
 
 
 def test_the_table_has_decodes_only_where_there_are_any(tmp_path, monkeypatch):
@@ -86,6 +93,7 @@ def test_the_table_has_decodes_only_where_there_are_any(tmp_path, monkeypatch):
     heads, _, line = table([one, other])
     assert heads == ["method", "UNet evaluations", "decodes", "s"]
     assert line == ["decoder", "1", "30", "0.5"]
+    assert (one.trained, other.trained) == (0, 7)
 
 
 def test_the_table_can_be_pasted_into_a_page(tmp_path):

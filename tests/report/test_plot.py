@@ -107,3 +107,12 @@ def test_a_name_that_stands_away_from_its_point_is_led_to_it():
     assert all(lead.get("d").startswith(at) for lead in leads)
     alone = drawn(points[:1], Axis("x", 0, 1), Axis("y", 0, 1))
     assert not [path for path in alone.iter(f"{SVG}path") if path.get("class") == "lead"]
+
+
+@pytest.mark.parametrize(("x", "y"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_names_of_points_in_a_corner_stay_inside(x, y):
+    svg = drawn([Point("a name of some length", x, y)], Axis("x", 0, 1), Axis("y", 0, 1))
+    (name,) = (text for text in svg.iter(f"{SVG}text") if text.get("class") == "name")
+    left, base = float(name.get("x")), float(name.get("y"))
+    assert LEFT <= left <= WIDTH - 7 * len(name.text)
+    assert TOP + 11 <= base <= HEIGHT - BOTTOM
