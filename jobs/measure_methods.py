@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -137,20 +138,17 @@ def _translate(task: Task) -> float:
     return seconds
 
 
-_loaded: dict[str, Any] = {}
+@cache
+def _translator(device: str) -> Any:  # noqa: ANN401 - torch is imported where it is needed
+    import torch
 
+    from pnp_batch import Translator
 
-def _translator(device: str) -> Any:  # noqa: ANN401 - torch is imported in workers only
-    if device not in _loaded:
-        import torch
-
-        from pnp_batch import Translator
-
-        torch.set_num_threads(1)
-        _loaded[device] = Translator.load(device=device)
-        picture = benchmark.drawn(benchmark.case(0).source).image
-        _loaded[device].translate([picture], ["warming up"], steps=2)  # the first one is slower
-    return _loaded[device]
+    torch.set_num_threads(1)
+    loaded = Translator.load(device=device)
+    picture = benchmark.drawn(benchmark.case(0).source).image
+    loaded.translate([picture], ["warming up"], steps=2)  # the first one is slower
+    return loaded
 
 
 def _slug(name: str) -> str:
@@ -179,18 +177,23 @@ def _table(names: Sequence[str], pairs: int, folder: Path) -> Iterator[str]:
 
 
 def _scores(task: Task) -> Scores:
-    from pnp_batch.evaluation.clip import Clip
     from pnp_batch.evaluation.pair import NO_MASK, Pair
-    from pnp_batch.models.networks import find
 
-    clip = _loaded.setdefault("clip", Clip(find("demo")) if "clip" not in _loaded else None)
     found = []
     for number in task.pairs:
         case, image = benchmark.case(number), Image.open(task.path(number)).convert("RGB")
         pair = Pair(image, benchmark.drawn(case.source).image, case.prompt, mask=NO_MASK)
         told = benchmark.score(case, np.asarray(image))
-        found.append({**told, "clip": clip.score([pair])[0]["clip_similarity"]})
+        found.append({**told, "clip": _clip().score([pair])[0]["clip_similarity"]})
     return found
+
+
+@cache
+def _clip() -> Any:  # noqa: ANN401 - torch is imported where it is needed
+    from pnp_batch.evaluation.clip import Clip
+    from pnp_batch.models.networks import find
+
+    return Clip(find("demo"))
 
 
 def _cost(values: Mapping[str, Any]) -> tuple[int, int]:
