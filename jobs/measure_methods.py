@@ -35,6 +35,7 @@ from pnp_batch.world.compare import ALL_TEXT, Estimate, Scores
 MASKED = {"method": "masactrl", "inversion": "direct", "masactrl_mask": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "pnp": {},
+    "pnp, empty source prompt": {"source_prompts": ()},
     "pnp, features only": {"pnp_attn_t": 0.0},
     "pnp, attention only": {"pnp_f_t": 0.0},
     "pnp, features of 4-11": {"pnp_f_layers": "4-11"},
@@ -121,12 +122,12 @@ def _translate(task: Task) -> float:
     translator = _translator(task.device)
     cases = [benchmark.case(pair) for pair in left]
     begun = time.perf_counter()
+    told = {"source_prompts": [caption(case.source) for case in cases]}
     made = translator.translate(
         [benchmark.drawn(case.source).image for case in cases],
         [case.prompt for case in cases],
-        source_prompts=[caption(case.source) for case in cases],
         batch_size=task.batch_size,
-        **VARIANTS[task.variant],
+        **{**told, **VARIANTS[task.variant]},
     )
     seconds = (time.perf_counter() - begun) / len(left)
     task.path(0).parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +199,7 @@ def _clip() -> Any:  # noqa: ANN401 - torch is imported where it is needed
 
 def _cost(values: Mapping[str, Any]) -> tuple[int, int]:
     """UNet evaluations of a picture, its inversion and guidance branch included, and decodings."""
-    config = RunConfig("-", "-", **values)
+    config = RunConfig("-", "-", **{k: v for k, v in values.items() if k != "source_prompts"})
     method = get(config.method)
     cost = method.cost(config.sampling, resolved(method, config.parameters))
     inversion = config.sampling.inversion if cost.inversion else 0

@@ -122,6 +122,22 @@ def test_masks_have_the_shape_of_the_prompts(translator: Translator) -> None:
     assert translator.masks(pictures(1), ["a cat"], steps=1, pnp_f_t=0, pnp_attn_t=0) == [{}]
 
 
+def test_a_picture_is_inverted_with_what_it_shows(translator: Translator) -> None:
+    image = pictures(1)[0]
+
+    def made(told: list[str], count: int = 1) -> list[Image.Image]:
+        asked = {"source_prompts": told, "method": "reconstruct", "steps": 3}
+        found = translator.translate([image] * count, ["a cat"] * count, **asked)
+        return [one for one in found if isinstance(one, Image.Image)]
+
+    both = made(["a dog", ""], 2)
+    alone = [*made(["a dog"]), *made([])]
+    assert far(*alone) > 1
+    assert [far(one, other) <= 1 for one, other in zip(both, alone, strict=True)] == [True, True]
+    with pytest.raises(InvalidConfig, match="1 images but 2 source prompts"):
+        made(["a dog", "a cat"])
+
+
 def test_wrong_calls_are_refused_by_name(translator: Translator, tmp_path: Path) -> None:
     image = pictures(1)
     with pytest.raises(InvalidConfig, match=r"guidence_scale"):
