@@ -44,7 +44,8 @@ def edit(scene: Scene, number: int) -> by_hand.Edit:
     row, given = scene.rows[number], scene.values(P2P())
     lasts = [int(scene.steps * given[name]) for name in ("cross_steps", "self_steps")]
     factors = factors_of(row.parameters.get("reweight", ""))
-    return by_hand.prompt_to_prompt(scene.sources[scene.owner[number]], row.prompt, factors, *lasts)
+    prompts = scene.sources[scene.owner[number]], row.prompt.lower()  # as the tokenizer reads it
+    return by_hand.prompt_to_prompt(*prompts, factors, *lasts)
 
 
 def check(scene: Scene, edits=None) -> torch.Tensor:
@@ -124,9 +125,10 @@ def test_large_self_attention_stays_the_targets(scene):
 
 def test_words_are_reweighted_row_by_row(scene):
     plain, _ = scene.evaluated(P2P())
+    rows = [*scene.rows[:3], Asked("a Dog")]
     weighted = [
         replace(row, parameters={"reweight": told})
-        for row, told in zip(scene.rows, ("Blue=3, cat=0.5", "", "cat=1", "dog=-2"), strict=True)
+        for row, told in zip(rows, ("Blue=3, cat=0.5", "", "cat=1", "dog=-2"), strict=True)
     ]
     result = check(replace(scene, rows=weighted))
     changed = [far(result[[n]], plain[[n]]) > TOLERANCE for n in range(4)]
@@ -242,12 +244,17 @@ def test_a_replaced_word_shares_what_the_word_before_it_had(swapped):
     if swapped:  # the sum of both tokens' maps; padding that is new is padding
         wanted[2:4, 2] = 1
         wanted[4, 3] = wanted[4, 4] = 1
-        wanted[4, 3], wanted[4, 4] = 1, 1
         assert torch.equal(carried(long, short, 6), wanted)
     else:
         wanted[2, 2:4] = 0.5
         wanted[3, 4] = 1
         assert torch.equal(carried(short, long, 6), wanted)
+
+
+def test_words_that_change_places_have_the_maps_of_their_new_places():
+    before = Tokenized([8, 1, 2, 9], [("cat", (1,)), ("dog", (2,))])
+    after = Tokenized([8, 2, 1, 9], [("dog", (1,)), ("cat", (2,))])
+    assert torch.equal(carried(before, after, 5), torch.eye(5))
 
 
 def test_nothing_is_aligned_with_an_empty_prompt():
