@@ -57,6 +57,7 @@ class MaskedPlugAndPlay(PlugAndPlay):
 
     name = "pnp-mask"
     summary = "Plug-and-Play inside, outside, or apart in a mask read from cross-attention"
+    paper = "Tumanyan et al., CVPR 2023, arXiv 2211.12572; masks: Cao et al., arXiv 2304.08465"
     parameters = (
         *PlugAndPlay.parameters,
         *("subject", "mask_mode", "mask_threshold", "mask_dilation", "mask_softness"),

@@ -104,20 +104,36 @@ def test_the_guidance_branch_stops_at_the_last_scheduled_site(unet):
         assert met == {last: 3 * STEPS, beyond: 2 * STEPS}
 
 
-@pytest.mark.parametrize(("f", "attn"), [("4", "4-11"), *CHOSEN])
-@pytest.mark.parametrize("every", [1, 2])
-def test_flops_and_evaluations_are_those_that_are_spent(f, attn, every):
+def flops(f, attn, every):
+    """Those of two rows of one image: spent, and counted."""
     unet, owner = UNet(tiny.new_unet("sd1")), [0, 0]
     parameters = asked(f, attn)
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
         translated(unet, owner, every, **parameters)
     cost = get("pnp").cost(Sampling(STEPS, deep_every=every), parameters)
-    config = {**unet.module.config}
-    guidance, row = _flops(cost, unet_flops(config, tiny.SIDE, tokens=6))
-    assert counter.get_total_flops() == pytest.approx(guidance + len(owner) * row, rel=0.03)
-    each = cost.translated + cost.translated_shallow
-    assert unet.evaluations == cost.guidance + len(owner) * each
+    assert unet.evaluations == cost.guidance + len(owner) * cost.row
+    guidance, row = _flops(cost, unet_flops({**unet.module.config}, tiny.SIDE, tokens=6))
+    return counter.get_total_flops(), guidance + len(owner) * row
+
+
+@pytest.mark.parametrize(("f", "attn"), [("4", "4-11"), *CHOSEN])
+@pytest.mark.parametrize("every", [1, 2])
+def test_flops_and_evaluations_are_those_that_are_spent(f, attn, every):
+    spent, counted = flops(f, attn, every)
+    assert spent == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(("4", "4-11"), ("4,11", "4-11")), (("4", "5"), ("11", "5")), (("4", "5"), ("4,7", "5"))],
+)
+@pytest.mark.parametrize("every", [1, 2])
+def test_flops_tell_one_layer_from_another(one, other, every):
+    """Where all else is the same, so that nothing else hides a difference."""
+    (spent, counted), (spent_other, counted_other) = (flops(*own, every) for own in (one, other))
+    assert spent != spent_other
+    assert spent_other - spent == pytest.approx(counted_other - counted, rel=0.001)
 
 
 def test_the_published_layers_are_the_default(unet):

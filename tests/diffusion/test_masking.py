@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from pnp_batch.diffusion.injection import InjectionNotFired
 from pnp_batch.diffusion.masking import Masking, Where, translate_masked
@@ -184,14 +184,16 @@ class Strange(AttnProcessor2_0):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_processors_of_another_kind_keep_their_own_way(unet, monkeypatch, mode):
-    some = scene.rows(STEPS, OWNER, SCALES)
-    schedule, _ = both_schedules(STEPS)
-    expected = made(unet, some, masking(mode), schedule, Injecting(2, 2))
+@pytest.mark.parametrize("kind", [Strange, AttnProcessor])
+@pytest.mark.parametrize("tokens", [{}, NO_TOKENS], ids=["some", "all"])
+def test_processors_of_another_kind_keep_their_own_way(unet, monkeypatch, mode, kind, tokens):
+    some, how = scene.rows(2, OWNER, SCALES), masking(mode, **tokens, **FORM)
+    schedule, _ = both_schedules(2)
+    expected = made(unet, some, how, schedule, Injecting(1, 1))
     with monkeypatch.context() as patch:
         for module in unet.sites.attention:
-            patch.setattr(module, "processor", Strange())
-        result = made(unet, some, masking(mode), schedule, Injecting(2, 2))
+            patch.setattr(module, "processor", kind())
+        result = made(unet, some, how, schedule, Injecting(1, 1))
     assert far(result.latents, expected.latents) < TOLERANCE
 
 
