@@ -8,6 +8,7 @@ from dataclasses import dataclass
 LINE, LETTER = 15, 7  # what a name takes: its height, and the width of a letter
 RADIUS = 6  # what a point takes
 ASIDE = 8  # from a point to its name
+APART = 4  # from a name to the next
 NEAR = 24  # beyond that, a name needs a line to its point
 STEPS = 20  # lines above and below a point in which its name may stand
 
@@ -55,7 +56,7 @@ def placed(dots: Sequence[tuple[float, float]], names: Sequence[str], frame: Box
     own = [Box(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in dots]
     taken: list[Box] = []
     for (across, up), name in zip(dots, names, strict=True):
-        rooms = list(_rooms(across, up, LETTER * len(name)))
+        rooms = list(_rooms(across, up, LETTER * len(name) + APART))
         inside = [room for room in rooms if frame.holds(room)] or rooms
         free = (room for room in inside if not any(map(room.meets, (*own, *taken))))
         taken.append(next(free, inside[0]))
