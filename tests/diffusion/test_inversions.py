@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pnp_batch import methods, parameters
 from pnp_batch.batches import Place
 from pnp_batch.diffusion.inversion import invert
 from pnp_batch.diffusion.null_text import null_text
@@ -29,7 +30,6 @@ from tests.diffusion.editing import Scene
 from tests.diffusion.scene import TOLERANCE, both_schedules, far, latents
 
 ROWS = (Asked("a blue cat", seed=3), Asked("a cat", "ugly", seed=3), Asked("a dog", seed=5))
-DIRECT = {"inversion": "direct", "cross_steps": 0.5, "self_steps": 0.5, "local_blend": False}
 NO_INJECTION = {"pnp_f_t": 0.0, "pnp_attn_t": 0.0}
 
 
@@ -89,7 +89,7 @@ def test_ddim_is_the_references_sampling(scene):
 
 def test_direct_changes_nothing_in_pnp(scene):
     batch = scene.batch(PlugAndPlay())
-    unaware = {name: batch.parameters[name] for name in ("pnp_f_t", "pnp_attn_t")}
+    unaware = {name: value for name, value in batch.parameters.items() if name != "inversion"}
     direct = given(scene, inversion="direct").batch(PlugAndPlay())
     found = PlugAndPlay().translate(batch)
     assert torch.equal(found, PlugAndPlay().translate(direct))
@@ -122,8 +122,8 @@ def test_the_source_prompt_stands_in_the_empty_ones_place(scene):
 
 @pytest.fixture(scope="module")
 def inverted(model):
-    """Images inverted with their prompts; two were sampled without one: they are on their way, or
-    near it."""
+    """Images inverted with their prompts, of which two were sampled without one: they are on their
+    way, or near it. And what null-text finds for them, with how many evaluations."""
     prompts = ["a red cat", "", ""]
     schedule, noise = both_schedules(3)
     text = torch.stack([model.text(prompt) for prompt in prompts])
@@ -136,7 +136,10 @@ def inverted(model):
         x0[n] = end[0] + off * latents(1, seed=6)[0]
         trajectory[:, n] = torch.cat([met[t] for t in noise.timesteps])
         trajectory[1:, n] += off * latents(2, seed=7)
-    return unet, Guidance(trajectory, text, torch.arange(3), x0), schedule, noise
+    guidance = Guidance(trajectory, text, torch.arange(3), x0)
+    before = unet.evaluations
+    found = null_text(unet, guidance, model.text("").clone(), schedule, 7.5)
+    return unet, guidance, noise, found, unet.evaluations - before
 
 
 def images(guidance: Guidance, noise: reference.Noise) -> list[by_hand.Image]:
@@ -151,10 +154,8 @@ def images(guidance: Guidance, noise: reference.Noise) -> list[by_hand.Image]:
 
 
 def test_null_text_is_the_references_for_each_image_whenever_others_stop(model, inverted):
-    unet, guidance, schedule, noise = inverted
+    unet, guidance, noise, found, evaluations = inverted
     empty = model.text("").clone()
-    before = unet.evaluations
-    found = null_text(unet, guidance, empty, schedule, 7.5)
     assert found.shape == (3, *guidance.text.shape)
     assert not found.requires_grad
     taken = []
@@ -169,13 +170,12 @@ def test_null_text_is_the_references_for_each_image_whenever_others_stop(model, 
     assert taken[2][0] > 1
     assert taken[2][2] == 1
     most = [max(steps) for steps in zip(*taken, strict=True)]
-    assert unet.evaluations - before == 3 * sum(2 + steps for steps in most)
+    assert evaluations == 3 * sum(2 + steps for steps in most)
 
 
 def test_null_text_finds_the_way_back(model, inverted):
-    unet, guidance, schedule, noise = inverted
+    unet, guidance, noise, found, _ = inverted
     empty = model.text("").clone()
-    found = null_text(unet, guidance, empty, schedule, 7.5)
     image = images(guidance, noise)[0]
     start = image.trajectory[noise.timesteps[0]]
     off, kept = (
@@ -299,7 +299,7 @@ def engine(model):
     return Engine(model, sampling=Sampling(2), resolution=32)
 
 
-def row(row_id: str, method: str, image: int | None = 1, **more: object) -> Row:
+def row(row_id: str, method: str, given: dict, image: int | None = 1, **more: object) -> Row:
     picture = None if image is None else draw(random_spec(Random(image)), resolution=64).image
     values = {
         "row_id": row_id,
@@ -311,6 +311,7 @@ def row(row_id: str, method: str, image: int | None = 1, **more: object) -> Row:
         "source_prompt": "a red cat",
         "seed": 5,
         "guidance_scale": 3.5,
+        "parameters": parameters.resolved(methods.get(method), given),
     }
     return Row(**{**values, **more})  # type: ignore[arg-type]
 
@@ -321,19 +322,12 @@ def pixels(image) -> np.ndarray:
 
 @pytest.mark.parametrize("image", [1, None], ids=["given", "generated"])
 def test_methods_are_led_back_to_the_picture_itself(engine, image):
-    friendly = {"inversion": "edit-friendly"}
-    blended = {
-        **DIRECT,
-        "local_blend": True,
-        "mask_threshold": 1.0,
-        "mask_dilation": 0,
-        "mask_softness": 0.0,
-    }
+    blended = {"inversion": "direct", "local_blend": True, "mask_threshold": 1.0}
     rows = [
-        row("pnp", "pnp", image, parameters={"pnp_f_t": 0.5, "pnp_attn_t": 0.5}),
-        row("ddim", "ddim", image, parameters=friendly),
-        row("p2p", "p2p", image, parameters=blended, prompt="a red dog", own={"subject": ""}),
-        row("null", "reconstruct", image, parameters={"inversion": "null-text"}),
+        row("pnp", "pnp", {}, image),
+        row("ddim", "ddim", {"inversion": "edit-friendly"}, image),
+        row("p2p", "p2p", blended, image, prompt="a red dog"),
+        row("null", "reconstruct", {"inversion": "null-text"}, image),
     ]
     made = {o.row.row_id: o.image for o in engine.translate(rows)}
     (one,) = [row for row in rows if row.method == "pnp"]
@@ -348,7 +342,13 @@ def test_methods_are_led_back_to_the_picture_itself(engine, image):
 
 def test_a_row_that_asks_for_what_cannot_be_is_an_error_alone(engine):
     rows = [
-        row(word, "p2p", parameters=DIRECT, own={"reweight": f"{word}=2"}, place=Place(1, 2, 0, n))
+        row(
+            word,
+            "p2p",
+            {"inversion": "direct"},
+            own={"reweight": f"{word}=2"},
+            place=Place(1, 2, 0, n),
+        )
         for n, word in enumerate(("cat", "dog"))
     ]
     outcomes = {outcome.row.row_id: outcome for outcome in engine.translate(rows)}

@@ -12,6 +12,7 @@ from pnp_batch.methods.base import Asked
 from pnp_batch.methods.ddim import DDIM
 from pnp_batch.methods.masactrl import MasaCtrl
 from pnp_batch.models import StableDiffusion, find
+from pnp_batch.steps import Sampling
 from tests import reference_control as by_hand
 from tests.diffusion.editing import Scene
 from tests.diffusion.scene import TOLERANCE, far
@@ -130,6 +131,14 @@ def test_the_subject_may_be_asked_for(scene):
     one = given(replace(scene.only(0), rows=rows), masactrl_mask=True, mask_threshold=0.4)
     result = check(one, [(["red"], ["running"])])
     assert far(result, replace(one, rows=scene.rows[:1]).evaluated(MasaCtrl())[0]) > TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("inversion", "evaluated"), [("ddim", 10), ("direct", 6), ("negative-prompt", 5)]
+)
+def test_a_source_is_evaluated_as_far_as_it_is_read(inversion, evaluated):
+    cost = MasaCtrl().cost(Sampling(5), {"inversion": inversion, "masactrl_step": 2})
+    assert (cost.guidance, cost.translated) == (evaluated, 10)
 
 
 def test_an_inversion_that_does_not_apply_is_refused():

@@ -15,6 +15,7 @@ from pnp_batch.methods.base import Asked
 from pnp_batch.methods.ddim import DDIM
 from pnp_batch.methods.p2p import P2P, factors_of
 from pnp_batch.models import StableDiffusion, find
+from pnp_batch.steps import Sampling
 from tests import reference_control as by_hand
 from tests.diffusion.editing import Scene
 from tests.diffusion.scene import TOLERANCE, far
@@ -145,6 +146,17 @@ def test_a_word_that_the_prompt_does_not_have_is_the_rows_fault(scene):
     one = replace(scene.only(0), rows=[Asked("a blue cat", parameters={"reweight": "dog=2"})])
     with pytest.raises(InvalidRow, match="'dog'"):
         one.evaluated(P2P())
+
+
+@pytest.mark.parametrize(
+    ("inversion", "blend", "evaluated"),
+    # Cross-attention is taken in 4 of 5 steps; where it is guided, the source has two halves.
+    [("ddim", False, 8), ("ddim", True, 10), ("direct", False, 4), ("negative-prompt", True, 5)],
+)
+def test_a_source_is_evaluated_as_far_as_it_is_read(inversion, blend, evaluated):
+    given = {"inversion": inversion, "cross_steps": 0.8, "self_steps": 0.4, "local_blend": blend}
+    cost = P2P().cost(Sampling(5), given)
+    assert (cost.guidance, cost.translated) == (evaluated, 10)
 
 
 def test_an_inversion_that_does_not_apply_is_refused():
