@@ -63,7 +63,8 @@ class Parameters:
     )
     strength: float = _share(
         0.75,
-        "share of the last sampling steps that sdedit runs; 0 keeps the image, 1 begins at noise",
+        "share of the last sampling steps that sdedit, diffuseit and diffusionclip run; 0 keeps "
+        "the image, 1 begins at noise",
     )
     pnp_f_layers: str = _layers(
         "4", DECODER, "decoder layers, of 0-11, whose features are injected, such as 4 or 4,7-9"

@@ -22,6 +22,7 @@ from pnp_batch.diffusion.unet import UNet
 from pnp_batch.models import StableDiffusion
 from pnp_batch.steps import Sampling
 
+WEIGHTS = 114e6  # of the published denoiser of faces, which the learning rate is meant for
 GROWTH = 1.3  # of the learning rate, with each pass over the pictures
 SOURCE_GUIDANCE_SCALE = 5.0
 
@@ -62,7 +63,8 @@ def finetuned(
 
     Each step of Adam takes one picture's x_t0, samples it back in a few deterministic steps, and
     descends minus the logarithm of the directional similarity, mapped to 0..1, and the mean
-    absolute difference from the picture.
+    absolute difference from the picture. The learning rate is in inverse proportion to the number
+    of weights: steps of Adam change all of them at once, however many there are.
 
     Args:
         unet: the denoiser, which stays as it is.
@@ -78,11 +80,12 @@ def finetuned(
     loss = _Loss(model, x0, texts, parameters)
     tuned = UNet(deepcopy(unet.module).float())
     weights = list(tuned.module.requires_grad_(True).parameters())
-    optimiser = torch.optim.Adam(weights, lr=parameters["learning_rate"])
+    rate = parameters["learning_rate"] * WEIGHTS / sum(one.numel() for one in weights)
+    optimiser = torch.optim.Adam(weights, lr=rate)
     chain = _spread(schedule, parameters["chain"])
     for step in range(parameters["optimiser_steps"]):
         turn, k = divmod(step, len(x0))
-        optimiser.param_groups[0]["lr"] = parameters["learning_rate"] * GROWTH**turn
+        optimiser.param_groups[0]["lr"] = rate * GROWTH**turn
         optimiser.zero_grad()
         loss(k, _sampled(tuned, start[k : k + 1], text[k : k + 1], chain)).backward()
         optimiser.step()

@@ -31,7 +31,7 @@ class DiffuseIT(Method):
     loss that grows and shrinks with the CLIP loss.
 
     Published are 60 of 100 steps, up to alpha_bar 0.03 of its schedule; Stable Diffusion's is there
-    at a `strength` of 0.86.
+    at a `strength` of 0.83.
     """
 
     name = "diffuseit"

@@ -19,7 +19,15 @@ from tests import reference
 from tests.guided.scene import BOAT, CAT, alone, batch, far
 
 STEPS = 4
-FEW = {"training_images": 2, "optimiser_steps": 2, "learning_rate": 1e-3, "strength": 0.5}
+FEW = {"training_images": 2, "optimiser_steps": 2, "strength": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def own_rate(model, monkeypatch):
+    """The learning rate is meant for a denoiser of the tiny UNet's size, unless a test says so."""
+    weights = sum(one.numel() for one in model.unet.parameters())
+    monkeypatch.setattr(finetuning, "WEIGHTS", float(weights))
+    monkeypatch.setitem(FEW, "learning_rate", 1e-3)
 
 
 def there_and_back(model, x0, source: str, run: int, multiple: int = 1) -> torch.Tensor:
@@ -115,6 +123,18 @@ def test_the_first_step_descends_the_loss_written_out(model, sees):
     told_apart = torch.cat(agree)
     assert len(told_apart) > 1000
     assert told_apart.float().mean() > 0.999
+
+
+def test_the_learning_rate_falls_with_the_weights_and_rises_with_the_passes(model, monkeypatch):
+    rates = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda s: rates.append(s.param_groups[0]["lr"]) or step(s)
+    )
+    weights = sum(one.numel() for one in model.unet.parameters())
+    monkeypatch.setattr(finetuning, "WEIGHTS", 3.0 * weights)
+    tuned(batch(model, "diffusionclip", [CAT], **FEW), CAT, optimiser_steps=5)
+    assert rates == pytest.approx([3e-3, 3e-3, 3.9e-3, 3.9e-3, 5.07e-3])
 
 
 def test_training_pictures_are_samples_of_the_text(model):
