@@ -155,6 +155,7 @@ def test_cost_is_what_is_evaluated(model, mode, f, attn, steps, every):
     outcomes = list(own.translate(rows))
     assert all(outcome.image is not None for outcome in outcomes)
     cost = METHOD.cost(Sampling(steps, deep_every=every), rows[0].parameters)
+    assert cost == METHOD.cost(Sampling(steps), rows[0].parameters)  # with whole steps alone
     assert cost.inversion
     assert own.unet.evaluations - before == cost.guidance + len(rows) * cost.row
     injected = int(steps * max(f, attn))
@@ -162,23 +163,28 @@ def test_cost_is_what_is_evaluated(model, mode, f, attn, steps, every):
     assert [bool(outcome.extras) for outcome in outcomes] == [injected > 0] * 2
 
 
-@pytest.mark.parametrize("mode", ["foreground", "background", "both"])
-def test_flops_are_nearly_those_that_are_spent(model, mode):
-    """But for what the maps of each layer take, and QK^T where it is computed twice."""
-    one = row(1, "cat", mask_mode=mode)
-    own = engine(model)
+def flops(model, **given):
+    """Those of a row: spent, and counted."""
+    one, own = row(1, "cat", **given), engine(model)
     own.prepare([one])
     for text in ("", PROMPT):
         model.text(text)
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         list(own.translate([one]))
     with FlopCounterMode(display=False) as decoding, sdpa_kernel(SDPBackend.MATH):
         model.decode(torch.zeros(4, tiny.SIDE, tiny.SIDE))
     cost = METHOD.cost(Sampling(STEPS), one.parameters)
     counted = sum(_flops(cost, unet_flops({**model.unet.config}, tiny.SIDE, tiny.TOKENS)))
-    spent = counter.get_total_flops() - decoding.get_total_flops()
+    return counter.get_total_flops() - decoding.get_total_flops(), counted
+
+
+@pytest.mark.parametrize("mode", ["foreground", "background", "both"])
+def test_flops_are_nearly_those_that_are_spent(model, mode):
+    """But for what the maps of each layer take, and QK^T where it is computed twice."""
+    spent, counted = flops(model, mask_mode=mode)
     assert spent == pytest.approx(counted, rel=0.08)
+    fewer, counted_fewer = flops(model, mask_mode=mode, pnp_attn_layers="11")
+    assert spent - fewer == pytest.approx(counted - counted_fewer, rel=0.3)
 
 
 def test_bad_layers_and_modes_are_refused():
