@@ -33,9 +33,9 @@ def test_features_and_attention_each_change_the_output_by_more_than_a_tenth(met)
 
 def test_every_query_and_every_key_changes_the_output_by_more_than_a_hundredth(met):
     change, own, features = met
-    for layer, (q, k) in enumerate(features.qk):
+    for layer, (q, k) in features.qk.items():
         for replaced in ((q, own.qk[layer][1]), (own.qk[layer][0], k)):
-            given = [*own.qk[:layer], replaced, *own.qk[layer + 1 :]]
+            given = {**own.qk, layer: replaced}
             assert change(reference.Features(qk=given)) > 0.01
 
 

@@ -13,6 +13,7 @@ from pnp_batch.evaluation import Named, measures
 from pnp_batch.scores import REASON, SCORED_WITH
 from pnp_batch.source import SourcePolicy
 from pnp_batch.stages import Reading, Score, Scoring
+from pnp_batch.stages.work import packed
 from pnp_batch.storage import Storage
 from tests.evaluation.conftest import SIDE, picture
 
@@ -60,7 +61,7 @@ def table_of(*rows):
 
 def scored(work, *rows):
     table = table_of(*rows)
-    found = Score(work)(table)
+    found = Score(work)(packed(table))
     known = [field.name for field in table.schema.field("record").type]
     assert found.column_names[: len(known)] == known
     return {one["row_id"]: one for one in found.to_pylist()}
@@ -105,4 +106,4 @@ def test_a_scored_record_is_a_moment_younger_and_keeps_what_others_said(work):
 
 
 def test_no_rows_are_no_rows(work):
-    assert len(Score(work)(table_of(row(work, "a")).slice(0, 0))) == 0
+    assert len(Score(work)(packed(table_of(row(work, "a")).slice(0, 0)))) == 0
