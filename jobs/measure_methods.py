@@ -61,7 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vqgan-clip": {"method": "vqgan-clip"},
     "flexit": {"method": "flexit"},
     "diffuseit": {"method": "diffuseit"},
-    "text2live, 200 steps": {"method": "text2live", "optimiser_steps": 200},
+    "text2live, 100 steps": {"method": "text2live", "optimiser_steps": 100},
     "diffusionclip": {"method": "diffusionclip"},
     "reconstruct": {"method": "reconstruct"},
     "copy": {"method": "copy"},
