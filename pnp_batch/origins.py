@@ -16,15 +16,13 @@ from PIL import Image
 
 from pnp_batch.batches import Place
 from pnp_batch.diffusion.inversion import invert
-from pnp_batch.diffusion.sampling import Prompts, generate, noise
+from pnp_batch.diffusion.sampling import SOURCE_GUIDANCE_SCALE, Prompts, generate, noise
 from pnp_batch.diffusion.schedule import Schedule
 from pnp_batch.diffusion.unet import UNet
 from pnp_batch.latents import Inversion, LatentCache, Overlapped
 from pnp_batch.methods import Method
 from pnp_batch.models import StableDiffusion
 
-# How strongly a generated guidance image follows its source prompt, as published.
-SOURCE_GUIDANCE_SCALE = 5.0
 REMEMBERED = 64
 T = TypeVar("T")
 

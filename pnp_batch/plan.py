@@ -228,9 +228,8 @@ def _flops(cost: methods.Cost, unet: UNetFlops) -> tuple[float, float]:
     guidance += cost.guidance_shallow * (unet.to_attention[LAST] - unet.deep)
     guidance += cost.guidance_shallow_to_feature * (unet.to_feature[LAST] - unet.deep)
     guidance += (cost.guidance_whole + 2 * cost.guidance_gradients) * unet.full
-    row = (
-        cost.translated + 2 * cost.gradients
-    ) * unet.full + cost.translated_shallow * unet.shallow
+    row = (cost.translated + 2 * cost.gradients) * unet.full
+    row += cost.translated_shallow * unet.shallow
     row -= cost.injected_features * sum(unet.feature_branch[n] for n in cost.feature_layers)
     row -= cost.injected_attention * sum(unet.qk[n] for n in cost.attention_layers)
     row -= cost.injected_shallow_features * unet.feature_branch[LAST]

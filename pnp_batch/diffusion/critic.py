@@ -15,9 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from pnp_batch.errors import InvalidModel
 from pnp_batch.models import DEMO, StableDiffusion
-from pnp_batch.models.networks import CLIP, find, load
+from pnp_batch.models.networks import CLIP, find, load, tokenizer
 
 AUTO = "auto"
 TEXTS_KEPT = 4096
@@ -52,17 +51,12 @@ class Critic:
     """
 
     def __init__(self, name: str, device: str = "cpu") -> None:
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import CLIPModel
 
         network = find(name)
         self._device = torch.device(device)
         self._model: Any = load(CLIPModel, network).to(self._device)
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(network.path))
-        except (OSError, ValueError) as error:
-            raise InvalidModel(
-                f"{name}: no tokenizer", "name a folder that has the tokenizer of its CLIP"
-            ) from error
+        self._tokenizer: Any = tokenizer(network)
         self._longest = int(self._model.config.text_config.max_position_embeddings)
         self.side = int(self._model.config.vision_config.image_size)
         prepared = network.config("preprocessor_config.json")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from pnp_batch.diffusion.sampling import Prompts
-from pnp_batch.diffusion.schedule import Schedule, move, predicted
+from pnp_batch.diffusion.schedule import Schedule, ancestral, move, predicted
 from pnp_batch.diffusion.unet import UNet
 from pnp_batch.steps import EDIT_FRIENDLY_SKIPPED
 
@@ -59,9 +59,8 @@ def edit_friendly(
 def _ddpm(
     output: torch.Tensor, x: torch.Tensor, schedule: Schedule, index: int
 ) -> tuple[torch.Tensor, float]:
-    """Mean and sigma of a DDPM step: DDIM's, eta = 1 (Song et al., arXiv 2010.02502, eq. 12)."""
+    """Mean and sigma of a DDPM step from timestep `index` of the sampling."""
     now, then = schedule.level(schedule.timesteps[index]), schedule.level(schedule.below(index))
     x0, eps = predicted(output, x, now, schedule.prediction)
-    variance = (1 - then) / (1 - now) * (1 - now / then)
-    mean = then**0.5 * x0 + (1 - then - variance) ** 0.5 * eps
+    mean, variance = ancestral(x0, eps, now, then)
     return mean, variance**0.5

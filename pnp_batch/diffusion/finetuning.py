@@ -16,15 +16,14 @@ import torch
 from pnp_batch.diffusion.critic import critic
 from pnp_batch.diffusion.inversion import invert
 from pnp_batch.diffusion.losses import direction, shown
-from pnp_batch.diffusion.sampling import Prompts, noise, sample
-from pnp_batch.diffusion.schedule import Schedule, move, predicted
+from pnp_batch.diffusion.sampling import SOURCE_GUIDANCE_SCALE, Prompts, noise, sample, step
+from pnp_batch.diffusion.schedule import Schedule
 from pnp_batch.diffusion.unet import UNet
 from pnp_batch.models import StableDiffusion
 from pnp_batch.steps import Sampling
 
 WEIGHTS = 114e6  # of the published denoiser of faces, which the learning rate is meant for
 GROWTH = 1.3  # of the learning rate, with each pass over the pictures
-SOURCE_GUIDANCE_SCALE = 5.0
 
 
 def last_steps(schedule: Schedule, steps: int) -> Schedule:
@@ -83,8 +82,8 @@ def finetuned(
     rate = parameters["learning_rate"] * WEIGHTS / sum(one.numel() for one in weights)
     optimiser = torch.optim.Adam(weights, lr=rate)
     chain = _spread(schedule, parameters["chain"])
-    for step in range(parameters["optimiser_steps"]):
-        turn, k = divmod(step, len(x0))
+    for number in range(parameters["optimiser_steps"]):
+        turn, k = divmod(number, len(x0))
         optimiser.param_groups[0]["lr"] = rate * GROWTH**turn
         optimiser.zero_grad()
         loss(k, _sampled(tuned, start[k : k + 1], text[k : k + 1], chain)).backward()
@@ -123,9 +122,7 @@ class _Loss:
 def _sampled(unet: UNet, x: torch.Tensor, text: torch.Tensor, schedule: Schedule) -> torch.Tensor:
     """Deterministic sampling that gradients flow through."""
     for index, t in enumerate(schedule.timesteps):
-        output = unet(x, t, text)
-        x0, eps = predicted(output, x, schedule.level(t), schedule.prediction)
-        x = move(x0, eps, schedule.level(schedule.below(index)))
+        x = step(unet(x, t, text), x, schedule, index)
     return x
 
 

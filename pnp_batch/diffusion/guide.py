@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from pnp_batch.diffusion.critic import critic, cut_outs
 from pnp_batch.diffusion.losses import beyond, contrast, goal, gradient, structure
-from pnp_batch.diffusion.schedule import Schedule, move, predicted
+from pnp_batch.diffusion.schedule import Schedule, ancestral, move, predicted
 from pnp_batch.diffusion.unet import UNet
 from pnp_batch.models import StableDiffusion
 
@@ -125,8 +125,7 @@ def _step(
 
     slope = gradient(loss, x)
     x0, eps = found
-    variance = (1 - below) / (1 - level) * (1 - level / below)
-    mean: torch.Tensor = below**0.5 * x0 + (1 - below - variance) ** 0.5 * eps
+    mean, variance = ancestral(x0, eps, level, below)
     mean = mean - variance * slope
     return mean if s is None else mean + variance**0.5 * _noise(guide, x)
 

@@ -13,6 +13,9 @@ from pnp_batch.diffusion.schedule import Schedule, move, predicted
 from pnp_batch.diffusion.sites import Sites
 from pnp_batch.diffusion.unet import Branch, UNet
 
+# How strongly a generated guidance image follows its source prompt, as published.
+SOURCE_GUIDANCE_SCALE = 5.0
+
 
 @dataclass(frozen=True)
 class Guidance:

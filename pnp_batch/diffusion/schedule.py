@@ -122,6 +122,20 @@ def predicted(
     return (x - noise * output) / signal, output
 
 
+def ancestral(
+    x0: torch.Tensor, eps: torch.Tensor, now: float, then: float
+) -> tuple[torch.Tensor, float]:
+    """Mean and variance of a DDPM step between two noise levels: eq. 12 with eta = 1.
+
+    Args:
+        x0, eps: as `predicted` splits them at the noisier one.
+        now, then: alpha_bar of the noisier and of the cleaner level.
+    """
+    variance = (1 - then) / (1 - now) * (1 - now / then)
+    mean: torch.Tensor = then**0.5 * x0 + (1 - then - variance) ** 0.5 * eps
+    return mean, variance
+
+
 def move(x0: torch.Tensor, eps: torch.Tensor, alpha_bar: float) -> torch.Tensor:
     """The latent at noise level `alpha_bar` on the deterministic DDIM path through (x0, eps)."""
     signal, noise = alpha_bar**0.5, (1.0 - alpha_bar) ** 0.5

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pnp_batch.errors import InvalidModel
 from pnp_batch.evaluation.pair import Found, NotScored, Pair
-from pnp_batch.models.networks import Network, load
+from pnp_batch.models.networks import Network, load, tokenizer
 
 TEXTS_KEPT = 4096
 FLAT = 1e-5  # the length below which a change of unit vectors is rounding
@@ -37,7 +36,7 @@ class Clip:
         self._device = torch.device(device)
         self._prepare = Preparation(network)
         self._model: Any = load(CLIPModel, network).to(self._device)
-        self._tokenizer: Any = _tokenizer(network)
+        self._tokenizer: Any = tokenizer(network)
         self._longest = int(self._model.config.text_config.max_position_embeddings)
         self._texts: dict[str, torch.Tensor] = {}
 
@@ -87,17 +86,6 @@ class Clip:
             embedded = F.normalize(self._model.text_projection(hidden), dim=-1)
             self._texts[text] = embedded[0].cpu()
         return self._texts[text]
-
-
-def _tokenizer(network: Network) -> Any:  # noqa: ANN401 - transformers has no types here
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(network.path))
-    except (OSError, ValueError) as error:
-        raise InvalidModel(
-            f"{network.name}: no tokenizer", "name a folder that has the tokenizer of its CLIP"
-        ) from error
 
 
 class Preparation:

@@ -87,6 +87,18 @@ def load(kind: Any, network: Network) -> Any:  # noqa: ANN401 - transformers has
     return model.eval().requires_grad_(False)
 
 
+def tokenizer(network: Network) -> Any:  # noqa: ANN401 - transformers has no types here
+    """The tokenizer of a CLIP. Raises `InvalidModel` if its folder has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(network.path))
+    except (OSError, ValueError) as error:
+        raise InvalidModel(
+            f"{network.name}: no tokenizer", "name a folder that has the tokenizer of its CLIP"
+        ) from error
+
+
 def find_weights(name: str) -> Network:
     """Finds SqueezeNet's weights for LPIPS: `squeezenet1_1`, or a file of this machine.
 

@@ -12,12 +12,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pnp_batch.batches import Place
+from pnp_batch.diffusion.sampling import SOURCE_GUIDANCE_SCALE
 from pnp_batch.engine import Engine
 from pnp_batch.errors import InvalidConfig
 from pnp_batch.flops import unet_flops
 from pnp_batch.methods import get
 from pnp_batch.models import StableDiffusion, find
-from pnp_batch.origins import SOURCE_GUIDANCE_SCALE, Row
+from pnp_batch.origins import Row
 from pnp_batch.parameters import resolved
 from pnp_batch.plan import _flops
 from pnp_batch.steps import Sampling

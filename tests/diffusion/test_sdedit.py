@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from pnp_batch.batches import Place
-from pnp_batch.diffusion.sampling import Guidance, Prompts
+from pnp_batch.diffusion.sampling import SOURCE_GUIDANCE_SCALE, Guidance, Prompts
 from pnp_batch.engine import Engine
 from pnp_batch.methods import get
 from pnp_batch.methods.base import Batch
 from pnp_batch.methods.sdedit import SDEdit
 from pnp_batch.models import StableDiffusion, find
-from pnp_batch.origins import SOURCE_GUIDANCE_SCALE, Row
+from pnp_batch.origins import Row
 from pnp_batch.parameters import resolved
 from pnp_batch.steps import Sampling
 from pnp_batch.world import draw, random_spec
