@@ -84,7 +84,16 @@ class RunConfig(Parameters):
         True, "write into every image how it was made", type=bool, shapes=True
     )
     workers: int | None = option(
-        None, "actors that each hold the model (default: one per GPU)", type=int, low=1
+        None,
+        "actors that each hold the model (default: one per GPU); of MIN:MAX as many as there is "
+        "room for, now and when nodes join",
+        type=int,
+        low=1,
+        metavar="N|MIN:MAX",
+        upto="max_workers",
+    )
+    max_workers: int | None = option(
+        None, "the MAX of --workers MIN:MAX", type=int, low=1, metavar="N"
     )
     gpus_per_worker: float | None = option(
         None, "GPU share of an actor (default: 1 where there are GPUs)", type=float, low=0.0
@@ -144,6 +153,12 @@ class RunConfig(Parameters):
         type=float,
         low=0.0,
     )
+    budget_hours: float | None = option(
+        None,
+        "stop cleanly once all workers together have spent so many hours (GPU hours on GPUs)",
+        type=float,
+        low=0.0,
+    )
     drain_timeout: float = option(
         25.0,
         "how long an interrupted run may finish what is in flight, seconds",
@@ -160,7 +175,15 @@ class RunConfig(Parameters):
     def __post_init__(self) -> None:
         """Brings each value to its field's one type and refuses what no job can run with."""
         for name, known in OPTIONS.items():
-            object.__setattr__(self, name, _checked(name, known, getattr(self, name)))
+            least, largest = known.ends(name, getattr(self, name))
+            object.__setattr__(self, name, _checked(name, known, least))
+            if largest is not None:
+                object.__setattr__(self, known.upto, largest)
+        if self.max_workers is not None and self.max_workers < (self.workers or 1):
+            raise InvalidConfig(
+                f"max_workers is {self.max_workers}, less than workers, {self.workers}",
+                "see --workers",
+            )
         set_values(self.set)
         for name in ("manifest", "output", "cache"):
             if _CREDENTIALS.match(getattr(self, name) or ""):

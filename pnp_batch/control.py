@@ -7,6 +7,7 @@ dies, it begins anew.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pnp_batch.attempts import Attempts, Verdict
 from pnp_batch.listing import RowFile
+from pnp_batch.metrics import WORKER_MS, Metrics
+
+# A worker that was silent for longer is none any more.
+BEAT_SECONDS, SILENT_SECONDS = 5.0, 15.0
 
 
 class Blocks(Protocol):
@@ -48,8 +53,10 @@ class Seen:
 class Control:
     """What the driver and the stages tell each other."""
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks, metrics: tuple[str, int] | None) -> None:
         self._blocks = blocks
+        self._metrics = Metrics(*metrics) if metrics else None
+        self._heard: dict[str, float] = {}
         self._file = RowFile(blocks.path)
         self._born = uuid.uuid4().hex
         self._counts: Counter[str] = Counter()
@@ -63,9 +70,20 @@ class Control:
     def add(self, counts: Mapping[str, int]) -> None:
         """Adds to the counts."""
         self._counts.update(counts)
+        if self._metrics:
+            self._metrics.add(counts)
+
+    def beat(self, worker: str, milliseconds: int) -> None:
+        """Notes that a worker has been there for so long since it was last heard of."""
+        self._heard[worker] = time.monotonic()
+        self.add({WORKER_MS: milliseconds})
 
     def seen(self) -> Seen:
         """What there is to show."""
+        since = time.monotonic() - SILENT_SECONDS
+        self._heard = {worker: at for worker, at in self._heard.items() if at > since}
+        if self._metrics:
+            self._metrics.workers(len(self._heard))
         return Seen(self._born, dict(self._counts), tuple(self._attempts.unended))
 
     def stop(self) -> None:
@@ -96,7 +114,10 @@ class Control:
         self._attempts.expire(names)
 
 
-def start(blocks: Blocks) -> Any:  # noqa: ANN401 - an actor handle
-    """Starts Control on this machine, which the run cannot do without anyway."""
+def start(blocks: Blocks, metrics: tuple[str, int] | None = None) -> Any:  # noqa: ANN401
+    """Starts Control on this machine, which the run cannot do without anyway; its handle.
+
+    `metrics` are shown for a run with this output and so many rows.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Control.options(scheduling_strategy=here).remote(blocks)  # type: ignore[attr-defined]
+    return Control.options(scheduling_strategy=here).remote(blocks, metrics)  # type: ignore[attr-defined]

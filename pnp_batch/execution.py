@@ -38,6 +38,10 @@ class Graph(Protocol):
 
     doing: str
 
+    @property
+    def metrics(self) -> tuple[str, int] | None:
+        """The output and the number of rows that metrics are shown for, if any are."""
+
     def blocks(self) -> Blocks:
         """The rows to do, in blocks; asked for once."""
 
@@ -62,7 +66,8 @@ class Execution:
     def __init__(self, graph: Graph) -> None:
         blocks = graph.blocks()
         self._count = len(blocks)
-        self._control: Any = control.start(blocks)  # has them from here on, this process has not
+        # It has them from here on, this process has not.
+        self._control: Any = control.start(blocks, graph.metrics)
         del blocks
         trim_memory()
         self._graph = graph

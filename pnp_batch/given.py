@@ -6,6 +6,7 @@ And the way back: the command that runs a configuration.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -16,6 +17,7 @@ from pnp_batch.option import flag
 from pnp_batch.presets import PRESET, with_preset
 
 ENV_PREFIX = "PNP_BATCH_"
+INTEGER = "tag:yaml.org,2002:int"
 
 
 def read_file(text: str, path: str) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def read_file(text: str, path: str) -> dict[str, Any]:
     import yaml  # --help needs none
 
     try:
-        loaded = yaml.safe_load(text)
+        loaded = yaml.load(text, _loader())
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
@@ -37,6 +39,22 @@ def read_file(text: str, path: str) -> dict[str, Any]:
         if key not in known:
             raise InvalidConfig(f"{path}: unknown key {key!r}", did_you_mean(str(key), known))
     return dict(loaded)
+
+
+def _loader() -> Any:  # noqa: ANN401 - a class of yaml's
+    """Reads YAML as 1.2 has it: `1:4` is no number of base 60."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, found) for tag, found in resolvers if tag != INTEGER]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    digits = re.compile(r"^[-+]?(0|[1-9][0-9]*)$")
+    Loader.add_implicit_resolver(INTEGER, digits, list("-+0123456789"))
+    return Loader
 
 
 def read_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]:

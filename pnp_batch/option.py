@@ -10,6 +10,7 @@ from typing import Any
 
 from pnp_batch.errors import InvalidConfig, did_you_mean
 
+RANGE = ":"
 SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -20,6 +21,7 @@ class Option:
     Attributes:
         shapes: part of a job's fingerprint: another value gives another picture.
         per_row: a parameter of methods of which rows with different values share a UNet batch.
+        upto: of a least number, the field of the largest one: `2:8` sets both.
         form: brings the texts that mean the same to one; called with the option's name and a text,
             it raises `InvalidConfig` for one that means nothing.
     """
@@ -32,11 +34,29 @@ class Option:
     high: float | None = None
     shapes: bool = False
     per_row: bool = False
+    upto: str = ""
     form: Callable[[str, str], str] | None = None
 
     def parsed(self, text: str) -> Any:  # noqa: ANN401 - of the option's type
         """A value that is given as text. Raises `ValueError` or `KeyError` if it is none."""
+        if self.upto and RANGE in text:
+            return text
         return SWITCH[text.lower()] if self.type is bool else self.type(text)
+
+    def ends(self, name: str, value: Any) -> tuple[Any, Any]:  # noqa: ANN401
+        """The least and the largest number of `2:8`; of one number alone no largest one.
+
+        Raises:
+            InvalidConfig: these are no two numbers.
+        """
+        if not self.upto or not isinstance(value, str):
+            return value, None
+        try:
+            least, largest = map(self.type, value.split(RANGE))
+        except ValueError as error:
+            told = f"{name}: expected a number or two as in 2:8, got {value!r}"
+            raise InvalidConfig(told, f"see {flag(name)}") from error
+        return least, largest
 
     def checked(self, name: str, value: Any) -> Any:  # noqa: ANN401 - of the option's type
         """A value brought to the option's type.

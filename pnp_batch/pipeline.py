@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pnp_batch import clock, cluster, lease, record, results
+from pnp_batch import clock, cluster, lease, rates, record, results
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import (
     EXIT_INTERRUPTED,
@@ -23,15 +23,17 @@ from pnp_batch.errors import (
 from pnp_batch.execution import Execution
 from pnp_batch.job import Job, prepare
 from pnp_batch.lease import Lease
+from pnp_batch.metrics import WORKER_MS
 from pnp_batch.record import Record
 from pnp_batch.resources import Resources, resources
 from pnp_batch.results import Summary
+from pnp_batch.spending import each_takes
 from pnp_batch.stages import Reading, Work
 from pnp_batch.storage import Storage
 from pnp_batch.translation import Translation
 
 RECORD_SECONDS = 5.0
-COUNTED = ("cached", "inverted", "damaged", "unet_seconds")
+COUNTED = ("cached", "inverted", "damaged", "unet_seconds", "worker_seconds")
 
 
 class Interrupted(JobError):
@@ -48,6 +50,7 @@ class Progress:
         damaged: entries of the latent cache that could not be trusted and were replaced.
         again: rows tried again, as the worker that translated them died.
         unet_seconds: that workers have spent in the UNet.
+        worker_seconds: that workers were there, all of them together.
         quiet: seconds since a row was recorded.
         in_flight: images and rows that are worked on now, the oldest first.
     """
@@ -61,6 +64,7 @@ class Progress:
     damaged: int = 0
     again: int = 0
     unet_seconds: float = 0.0
+    worker_seconds: float = 0.0
     session_done: int = 0
     seconds: float = 0.0
     quiet: float = 0.0
@@ -115,7 +119,7 @@ def run(
         if not len(job.todo):
             return _nothing_to_do(job, begun)
         say(_progress(job, begun, "starting Ray"))
-        with cluster.connected(job.config.address, job.config.workers):
+        with cluster.connected(job.config.address, job.config.max_workers or job.config.workers):
             result = _run(job, mine, begun, say)
         _sweep(job)  # of workers that died on the way
         return result
@@ -146,7 +150,7 @@ def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
     job = job.in_batches_of(on.batch_size, ahead=on.device == "cuda")
     settings = {**job.settings, "device": on.device, "dtype": on.dtype}
     record.refuse_other(job.output, settings)
-    journal = _Journal(job, settings)
+    journal = _Journal(job, settings, on)
     with Execution(Translation(job, _work(job, on), on)) as execution:
         for _ in execution.watch():
             progress = _progress(job, begun, execution.phase, execution)
@@ -158,17 +162,25 @@ def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
                 raise Interrupted("stopped at once", "run the same command again to go on")
             if progress.failed > job.config.max_failed * job.total:
                 execution.stop(record.STOPPED)
+            if _is_spent(job.config, progress):
+                execution.stop(record.SPENT)
     mine.check()
     results.settle(job.output)
     progress = _progress(job, begun, execution.state, execution)
     result = _result(job, execution.state, progress)
     # The results know better than counts that may have died with Control.
     progress = replace(progress, done=result.summary.done, failed=result.summary.failed)
-    journal.keep(progress, state=execution.state)
+    rates.keep(journal.keep(progress, state=result.state))
     say(progress)
     if execution.error is not None:
         raise execution.error
     return replace(result, progress=progress)
+
+
+def _is_spent(config: RunConfig, progress: Progress) -> bool:
+    """Whether the workers have had all the hours that they may have."""
+    budget = config.budget_hours
+    return budget is not None and progress.worker_seconds >= 3600 * budget
 
 
 def _progress(job: Job, begun: float, phase: str, execution: Execution | None = None) -> Progress:
@@ -184,6 +196,7 @@ def _progress(job: Job, begun: float, phase: str, execution: Execution | None = 
         damaged=counts.get("damaged", 0),
         again=counts.get("again", 0),
         unet_seconds=counts.get("unet_ms", 0) / 1000,
+        worker_seconds=counts.get(WORKER_MS, 0) / 1000,
         session_done=ok + failed,
         seconds=time.monotonic() - begun,
         quiet=execution.quiet if execution else 0.0,
@@ -193,7 +206,9 @@ def _progress(job: Job, begun: float, phase: str, execution: Execution | None = 
 
 def _result(job: Job, state: str, progress: Progress) -> RunResult:
     summary = results.recorded(job.output).summary()
-    code = EXIT_INTERRUPTED if state == record.INTERRUPTED else EXIT_OK
+    if state == record.SPENT and summary.done + summary.failed == job.total:
+        state = record.DONE  # with its last rows
+    code = EXIT_INTERRUPTED if state in (record.INTERRUPTED, record.SPENT) else EXIT_OK
     if code == EXIT_OK and summary.failed > job.config.max_failed * job.total:
         code = EXIT_TOO_MANY_FAILED
     return RunResult(job.output.uri, state, code, job.total, summary, progress)
@@ -224,8 +239,9 @@ def _work(job: Job, on: Resources) -> Work:
 class _Journal:
     """Keeps `run.json` up to date while the run goes on."""
 
-    def __init__(self, job: Job, settings: Mapping[str, Any]) -> None:
+    def __init__(self, job: Job, settings: Mapping[str, Any], on: Resources) -> None:
         self._job = job
+        self._row_tflop, self._inversion_tflop = each_takes(job)
         started = clock.now()
         self._record = Record(
             config=job.config.as_dict(),
@@ -235,26 +251,31 @@ class _Journal:
             started_at=started,
             updated_at=started,
             versions=record.versions(),
+            workers=on.most_workers,
+            accelerator=on.accelerator,
         )
         self._output = job.output
         self._written = time.monotonic()
         record.write(self._output, self._record)
 
-    def keep(self, progress: Progress, state: str = record.RUNNING) -> None:
-        """Writes where the run is: every few seconds, and when it has ended."""
+    def keep(self, progress: Progress, state: str = record.RUNNING) -> Record:
+        """Writes where the run is: every few seconds, and when it has ended. The latest record."""
         ended = state != record.RUNNING
         if not ended and time.monotonic() - self._written < RECORD_SECONDS:
-            return
+            return self._record
         now = clock.now()
+        counts = {name: getattr(progress, name) for name in COUNTED}
+        made = progress.session_done * self._row_tflop + progress.inverted * self._inversion_tflop
         self._record = replace(
             self._record,
             state=state,
             done=progress.done,
             failed=progress.failed,
             session_done=progress.session_done,
-            counts={name: getattr(progress, name) for name in COUNTED},
+            counts={**counts, "tflop": made},
             updated_at=now,
             finished_at=now if ended else None,
         )
         self._written = time.monotonic()
         record.write(self._output, self._record)
+        return self._record

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from pnp_batch import methods, record, source
+from pnp_batch import rates, record, source
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import RowError
-from pnp_batch.flops import UNetFlops, unet_flops, vae_flops
 from pnp_batch.job import Job, prepare
 from pnp_batch.latents import Inversion, LatentCache
-from pnp_batch.layers import LAST
-from pnp_batch.listing import GENERATED
-from pnp_batch.status import measured_rate
+from pnp_batch.rates import Rate
+from pnp_batch.spending import encoded, firsts, published, spending
 from pnp_batch.storage import Storage
 
-# Achieved TFLOP/s that are assumed where none are given: about a third of a current data-centre
-# GPU in half precision, and one core of a current CPU in single precision.
+# Achieved TFLOP/s of a worker that are assumed where none are given: about a third of a current
+# data-centre GPU in half precision, and one core of a current CPU in single precision.
 ASSUMED_TFLOPS = {"cuda": 150.0, "mps": 3.0, "cpu": 0.05}
 BYTES_A_PIXEL = {"png": 1.6, "webp": 1.1, "jpg": 0.6}
 
@@ -41,8 +37,14 @@ class Plan:
             spends on them at its defaults (999 inversion and 999 reconstruction steps, three
             whole evaluations a sampling step, each image again for each prompt).
         image_bytes, latent_bytes: to be written, the first estimated.
-        tflops: the achieved TFLOP/s that `hours` counts with.
-        tflops_from: `given`, `measured` by the latest run of the output, or `assumed` by device.
+        workers: that the hours are counted for.
+        tflops: the achieved TFLOP/s of all of them that the hours are counted with.
+        tflops_from: `given`, `measured` by a run of this output or of the one that was named,
+            `kept` of an earlier run on this machine, or `assumed` by device.
+        tflops_of: what was measured, and when.
+        hours: until it is done.
+        worker_hours: of all workers together, which are GPU hours on GPUs.
+        price: of the worker hours, None where no price is given.
     """
 
     rows: int
@@ -59,34 +61,59 @@ class Plan:
     latent_bytes: int
     device: str
     dtype: str
+    workers: int
     tflops: float
     tflops_from: str
+    tflops_of: str
     hours: float
+    worker_hours: float
     price: float | None
 
 
+@dataclass(frozen=True)
+class Prices:
+    """What an hour costs, in the user's currency: of all workers together, or of each."""
+
+    together: float | None = None
+    worker: float | None = None
+
+    def of(self, hours: float, workers: int) -> float | None:
+        """What so many hours of so many workers cost; None where no price is known."""
+        if self.together is None and self.worker is None:
+            return None
+        return hours * ((self.together or 0.0) + workers * (self.worker or 0.0))
+
+
 def plan(
-    config: RunConfig, *, tflops: float | None = None, price_per_hour: float | None = None
+    config: RunConfig,
+    *,
+    tflops: float | None = None,
+    prices: Prices | None = None,
+    like: str | None = None,
 ) -> Plan:
     """Counts what a job will do.
 
     Args:
         config: the job.
-        tflops: achieved TFLOP/s of all workers together; if None, what the latest run of the
-            output achieved, or a cautious guess by device.
-        price_per_hour: of all workers together.
+        tflops: achieved TFLOP/s of all workers together; if None, what a worker achieved in the
+            latest run of the output or of `like`, in an earlier run of this model on such a device
+            that this machine knows of, or a cautious guess by device.
+        prices: of an hour.
+        like: an output whose run had the same model on the same kind of device.
 
     Raises:
-        JobError: the job would be refused.
+        JobError: the job would be refused, or nothing was measured at `like`.
     """
     job = prepare(config)
     device, dtype = _device(job)
     good = job.todo[job.listing.usable[job.todo]]
-    inverted = _firsts(job, _encoded(job, good, inverted=True))
+    inverted = firsts(job, encoded(job, good, inverted=True))
     cached = _cached(job, inverted, dtype)
     missing = len(inverted) - cached
-    spent = _spending(job, good, missing)
-    rate, rate_from = _rate(job, spent.tflop / len(good) if len(good) else 0.0, device, tflops)
+    spent = spending(job, good, missing)
+    measured = None if tflops is not None else _measured(job, device, dtype, like)
+    workers = _workers(job, measured)
+    rate = tflops or (measured.tflops if measured else ASSUMED_TFLOPS[device]) * workers
     hours = spent.tflop / rate / 3600
     side = int(job.settings["resolution"])
     kept = job.config.steps * _latents(job, side) * (4 if dtype == "float32" else 2)
@@ -96,21 +123,39 @@ def plan(
         done=job.recorded.done,
         failed=job.recorded.failed,
         todo=len(job.todo),
-        images=len(_firsts(job, good)),
+        images=len(firsts(job, good)),
         inversions_cached=cached,
         inversions_missing=missing,
         unet_evaluations=dict(spent.evaluations),
         tflop=spent.tflop,
-        published_tflop=_published(job, good),
+        published_tflop=published(job, good),
         image_bytes=int(len(good) * side * side * pixel),
         latent_bytes=missing * kept,
         device=device,
         dtype=dtype,
+        workers=workers,
         tflops=rate,
-        tflops_from=rate_from,
+        tflops_from=measured.source if measured else "assumed" if tflops is None else "given",
+        tflops_of=str(measured or ""),
         hours=hours,
-        price=None if price_per_hour is None else hours * price_per_hour,
+        worker_hours=hours * workers,
+        price=prices.of(hours, workers) if prices else None,
     )
+
+
+def _measured(job: Job, device: str, dtype: str, like: str | None) -> Rate | None:
+    """What one worker has achieved: here, there, or wherever this machine knows of."""
+    if like is not None:
+        return rates.of_output(like)
+    there = record.read(job.output)
+    found = rates.of_record(there) if there else None
+    return found or rates.kept(str(job.model.digest), device, dtype)
+
+
+def _workers(job: Job, measured: Rate | None) -> int:
+    """The workers asked for; if nobody said, as many as were measured, or one."""
+    asked = job.config.max_workers or job.config.workers
+    return asked or (measured.workers if measured else 1)
 
 
 def _device(job: Job) -> tuple[str, str]:
@@ -126,33 +171,6 @@ def _device(job: Job) -> tuple[str, str]:
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     return str(device), str(dtype)
-
-
-def _rate(job: Job, row_tflop: float, device: str, given: float | None) -> tuple[float, str]:
-    """TFLOP/s of all workers together, and where the number is from."""
-    if given is not None:
-        return given, "given"
-    rows_a_second = measured_rate(job.output)
-    if rows_a_second and row_tflop:
-        return rows_a_second * row_tflop, "measured"
-    return ASSUMED_TFLOPS[device] * (job.config.workers or 1), "assumed"
-
-
-def _encoded(job: Job, rows: np.ndarray, *, inverted: bool) -> np.ndarray:
-    """Of some rows those whose image is encoded: to be inverted, or as it is."""
-    used = {recipe["method"] for recipe in job.listing.recipes} - {None}
-    known = {name: methods.get(name) for name in used}
-    kinds = {n for n, method in known.items() if method.uses_model and method.inverts == inverted}
-    meant = np.array([recipe["method"] in kinds for recipe in job.listing.recipes])
-    given = job.listing.origin[rows] != GENERATED
-    encoded: np.ndarray = rows[given & meant[job.listing.recipe[rows]]]
-    return encoded
-
-
-def _firsts(job: Job, rows: np.ndarray) -> np.ndarray:
-    """Of some rows the first one of each guidance image."""
-    firsts: np.ndarray = rows[np.unique(job.listing.guidance[rows], return_index=True)[1]]
-    return firsts
 
 
 def _cached(job: Job, images: np.ndarray, dtype: str) -> int:
@@ -181,82 +199,3 @@ def _latents(job: Job, side: int) -> int:
     """Numbers in one latent image."""
     channels = int(job.model.configs["unet"]["in_channels"])
     return channels * (side // job.model.scale_factor) ** 2
-
-
-def _counted(job: Job) -> tuple[UNetFlops, float, float]:
-    """FLOPs of a UNet evaluation and its parts, of encoding and of decoding an image."""
-    side = int(job.settings["resolution"])
-    tokens = int(job.model.configs["text_encoder"].get("max_position_embeddings", 77))
-    unet = unet_flops(job.model.configs["unet"], side // job.model.scale_factor, tokens)
-    return unet, *vae_flops(job.model.configs["vae"], side)
-
-
-@dataclass(frozen=True)
-class _Spending:
-    evaluations: Counter[str]
-    tflop: float
-
-
-def _spending(job: Job, rows: np.ndarray, inversions: int) -> _Spending:
-    """Evaluations and FLOPs: inversions, guidance branches, and translated rows."""
-    unet, encode, decode = _counted(job)
-    sampling = job.config.sampling
-    each = (sampling.steps - 1) * (sampling.inversion // sampling.steps) + 1
-    whole, shallow = sampling.evaluations(each)
-    spent: Counter[str] = Counter({"inversion": inversions * each})
-    flop = inversions * (whole * unet.full + shallow * unet.shallow + encode)
-    flop += len(_firsts(job, _encoded(job, rows, inverted=False))) * encode
-    drawn = len(_firsts(job, rows[job.listing.origin[rows] == GENERATED]))
-    whole, shallow = sampling.evaluations(sampling.steps)
-    spent["generated_guidance"] = drawn * 2 * sampling.steps
-    flop += drawn * (2 * whole * unet.full + 2 * shallow * unet.shallow + decode)
-    for recipe, count, images in _recipes(job, rows):
-        method = methods.get(str(recipe["method"]))
-        cost = method.cost(sampling, json.loads(recipe["shared"]))
-        guidance, translated = _flops(cost, unet)
-        translated += cost.decodes * 3 * decode
-        spent["guidance"] += images * cost.guidance
-        spent["translated"] += count * cost.row
-        flop += images * guidance + count * (translated + decode * method.uses_model)
-    return _Spending(spent, flop / 1e12)
-
-
-def _flops(cost: methods.Cost, unet: UNetFlops) -> tuple[float, float]:
-    """FLOPs of a guidance branch, and of a row, which does not compute what is injected."""
-    guidance = cost.guidance_to_attention * unet.to_attention[max(cost.attention_layers)]
-    guidance += cost.guidance_to_feature * unet.to_feature[max(cost.feature_layers)]
-    guidance += cost.guidance_shallow * (unet.to_attention[LAST] - unet.deep)
-    guidance += cost.guidance_shallow_to_feature * (unet.to_feature[LAST] - unet.deep)
-    guidance += (cost.guidance_whole + 2 * cost.guidance_gradients) * unet.full
-    row = (cost.translated + 2 * cost.gradients) * unet.full
-    row += cost.translated_shallow * unet.shallow
-    row -= cost.injected_features * sum(unet.feature_branch[n] for n in cost.feature_layers)
-    row -= cost.injected_attention * sum(unet.qk[n] for n in cost.attention_layers)
-    row -= cost.injected_shallow_features * unet.feature_branch[LAST]
-    row -= cost.injected_shallow * unet.qk[LAST]
-    # What is computed beside q, k and QK^T of a self-attention costs as much as these.
-    row += cost.blended_attention * sum(unet.qk[n] for n in cost.attention_layers)
-    row += cost.mapped * unet.to_maps
-    return guidance, row
-
-
-def _recipes(job: Job, rows: np.ndarray) -> list[tuple[dict[str, Any], int, int]]:
-    """Each distinct recipe with its number of rows and of guidance branches.
-
-    A branch serves the rows of one image that are in one batch.
-    """
-    found = []
-    for code, recipe in enumerate(job.listing.recipes):
-        own = rows[job.listing.recipe[rows] == code]
-        if len(own):
-            batch = job.places.number[own] // job.places.share[own]
-            batches = int(batch.max()) + 1
-            branches = len(np.unique(job.listing.guidance[own].astype(np.int64) * batches + batch))
-            found.append((recipe, len(own), branches))
-    return found
-
-
-def _published(job: Job, rows: np.ndarray) -> float:
-    unet, encode, decode = _counted(job)
-    each = (999 + 999 + 3 * 50) * unet.full + encode + decode
-    return len(rows) * each / 1e12

@@ -16,6 +16,7 @@ from pnp_batch.storage import Storage, StorageUnavailable
 
 NAME = "run.json"
 RUNNING, DONE, INTERRUPTED, STOPPED, BROKEN = "running", "done", "interrupted", "stopped", "broken"
+SPENT = "spent"  # the budget, before all rows were done
 REPORTED = ("pnp-batch", "torch", "diffusers", "transformers", "ray", "pyarrow", "pillow")
 
 
@@ -29,6 +30,8 @@ class Record:
         rows: rows that the manifest asks for.
         done, failed: rows recorded so far, as of `updated_at`; the results know better.
         session_done: rows recorded by the latest run alone, which its rate is made of.
+        counts: of that run: inversions, and the seconds and TFLOP of its workers.
+        workers, accelerator: that it had, the latter by its own name.
     """
 
     config: Mapping[str, Any]
@@ -43,6 +46,8 @@ class Record:
     finished_at: str | None = None
     counts: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    workers: int = 1
+    accelerator: str = ""
 
     @property
     def fingerprint(self) -> str:

@@ -35,18 +35,22 @@ class Resources:
     """What a job runs on.
 
     Attributes:
-        workers: actors that each hold the model.
+        workers: actors that each hold the model,
+        most_workers: or so many, as far as there is room for them.
         gpus_per_worker: share of a GPU that each has, 0 on a CPU.
         threads: of each, on a CPU.
+        accelerator: what the device calls itself.
         batch_size: rows of a UNet batch.
     """
 
     device: str
     dtype: str
     workers: int
+    most_workers: int
     gpus_per_worker: float
     threads: int
     batch_size: int
+    accelerator: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class _Gpu:
 
     has_bfloat16: bool
     free_bytes: int
+    name: str
 
 
 @ray.remote
@@ -62,7 +67,7 @@ def _look() -> _Gpu:
     import torch
 
     has_bfloat16 = bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return _Gpu(has_bfloat16, int(torch.cuda.mem_get_info()[0]))
+    return _Gpu(has_bfloat16, int(torch.cuda.mem_get_info()[0]), torch.cuda.get_device_name())
 
 
 def resources(job: Job) -> Resources:
@@ -80,9 +85,12 @@ def resources(job: Job) -> Resources:
         raise NoGpu("--device cuda, but the cluster has no GPU", "use --device cpu")
     share = (config.gpus_per_worker or 1.0) if device == "cuda" else 0.0
     workers = config.workers or _auto_workers(job.model, available, share)
+    most = config.max_workers or workers
     dtype, batch_size = config.dtype, config.batch_size
-    if device == "cuda" and (dtype == "auto" or batch_size is None):
+    accelerator = platform.processor() or platform.machine()
+    if device == "cuda":
         gpu: _Gpu = ray.get(_look.options(num_gpus=share).remote())
+        accelerator = gpu.name
         if dtype == "auto":
             dtype = "bfloat16" if gpu.has_bfloat16 else "float16"
         side = int(job.settings["resolution"])
@@ -91,10 +99,12 @@ def resources(job: Job) -> Resources:
     return Resources(
         device=device,
         dtype="float32" if dtype == "auto" else dtype,
-        workers=workers,
+        workers=min(workers, most),
+        most_workers=most,
         gpus_per_worker=share,
-        threads=cluster.threads(workers),
+        threads=cluster.threads(most),
         batch_size=batch_size or DEFAULT_BATCH_SIZE,
+        accelerator=accelerator,
     )
 
 

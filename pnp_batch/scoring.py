@@ -112,6 +112,7 @@ class Evaluation:
     """Scores what has no scores yet."""
 
     doing = "scoring"
+    metrics = None
 
     def __init__(self, work: Scoring, unscored: Unscored, workers: int, gpus: float) -> None:
         self._work = work

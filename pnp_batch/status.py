@@ -76,12 +76,6 @@ def status(uri: str) -> Status:
     )
 
 
-def measured_rate(output: Storage) -> float | None:
-    """Rows a second of the latest run of an output, its start included; None without any."""
-    there = record.read(output)
-    return _rate(there, results.recorded(output)) if there else None
-
-
 def _rate(there: Record, recorded: Recorded) -> float | None:
     started = datetime.fromisoformat(there.started_at)
     since = (started - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)

@@ -35,6 +35,7 @@ class Translation:
         self._work = work
         self._on = on
         self._needs_model = _needs_model(job)
+        self.metrics = job.output.uri, len(job.todo)
 
     def blocks(self) -> Blocks:
         """The rows to do in the order and the blocks in which they are done."""
@@ -44,7 +45,8 @@ class Translation:
         todo, image = job.todo, job.listing.guidance
         todo = todo[ordered(image[todo], job.places.share[todo])]
         places = job.places.of(todo)
-        wanted = max(self._on.workers * BLOCKS_A_WORKER, min(len(todo) // largest, MOST_BLOCKS))
+        least = self._on.most_workers * BLOCKS_A_WORKER
+        wanted = max(least, min(len(todo) // largest, MOST_BLOCKS))
         ends = cuts(image[todo], places.share, places.images * places.ahead, wanted)
         return Blocks(job.listing.file.path, todo, places, ends)
 
@@ -61,7 +63,8 @@ class Translation:
             batch_format="pyarrow",
             batch_size=1,
             compute=ActorPoolStrategy(
-                size=min(self._on.workers, count),
+                min_size=min(self._on.workers, count),
+                max_size=min(self._on.most_workers, count),
                 # Else the first actor that is ready takes blocks that others could begin at once.
                 max_tasks_in_flight_per_actor=1 if self._needs_model else None,
             ),

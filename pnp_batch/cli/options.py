@@ -12,7 +12,7 @@ from pnp_batch import config
 from pnp_batch.config import OPTIONS, RunConfig
 from pnp_batch.errors import InvalidConfig
 from pnp_batch.given import build, read_file
-from pnp_batch.option import Option, flag
+from pnp_batch.option import RANGE, Option, flag
 from pnp_batch.presets import PRESET, PRESETS
 
 if TYPE_CHECKING:
@@ -93,12 +93,29 @@ def _flag(name: str, option: Option) -> Callable[[F], F]:
     )
 
 
+class _Ends(click.ParamType[Any]):
+    """A number, or the least and the largest one as in 2:8."""
+
+    name = "integer or range"
+
+    def __init__(self, low: int | None, high: int | None) -> None:
+        self._end: click.ParamType[Any] = click.IntRange(low, high)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:  # noqa: ANN401 - as the base
+        """The number, or the text of two good ones."""
+        if not isinstance(value, str) or RANGE not in value:
+            return self._end.convert(value, param, ctx)
+        for end in value.split(RANGE, 1):
+            self._end.convert(end, param, ctx)
+        return value
+
+
 def _type(option: Option) -> click.ParamType[Any]:
     if option.choices:
         return click.Choice(option.choices)
     if option.type is int:
         low, high = (None if b is None else int(b) for b in (option.low, option.high))
-        return click.IntRange(low, high)
+        return _Ends(low, high) if option.upto else click.IntRange(low, high)
     if option.type is float:
         return click.FloatRange(option.low, option.high)
     return click.STRING

@@ -28,14 +28,34 @@ NOWHERE = "memory://nowhere"
     metavar="X",
     help="Price of all workers together for an hour.",
 )
+@click.option(
+    "--price-per-worker-hour",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="Price of one worker, such as of its GPU, for an hour.",
+)
+@click.option(
+    "--like",
+    metavar="URI",
+    help="Count with the rate of the run at URI (default: of this output's, or of the latest one "
+    "that this machine has made of the model on such a device).",
+)
 @common
-def plan(tflops: float | None, price_per_hour: float | None, as_json: bool, **given: Any) -> None:
+def plan(
+    tflops: float | None,
+    price_per_hour: float | None,
+    price_per_worker_hour: float | None,
+    like: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Count what translating MANIFEST will take: evaluations, FLOPs, hours, bytes, money."""
+    from pnp_batch.plan import Prices
     from pnp_batch.plan import plan as count
 
-    found = count(
-        configured(given, {"output": NOWHERE}), tflops=tflops, price_per_hour=price_per_hour
-    )
+    prices = Prices(price_per_hour, price_per_worker_hour)
+    job_config = configured(given, {"output": NOWHERE})
+    found = count(job_config, tflops=tflops, prices=prices, like=like)
     spent = found.unet_evaluations
     saved = found.published_tflop / found.tflop if found.tflop else 0.0
     lines = [
@@ -48,12 +68,15 @@ def plan(tflops: float | None, price_per_hour: float | None, as_json: bool, **gi
         + ")",
         f"work: {found.tflop:.4g} TFLOP",
         f"  the published defaults: {found.published_tflop:.4g} TFLOP, {saved:.1f} times as much",
-        f"time: {duration(found.hours * 3600)} at {found.tflops:g} TFLOP/s"
+        f"time: {duration(found.hours * 3600)} with {found.workers} workers at {found.tflops:.3g} "
+        "TFLOP/s together"
         + {
             "given": "",
-            "measured": ", as the latest run of the output",
-            "assumed": f", assumed for {found.device}; --tflops sets it",
+            "measured": f", as measured ({found.tflops_of})",
+            "kept": f", as this machine has measured ({found.tflops_of})",
+            "assumed": f", assumed for {found.device}; --tflops sets it, any run measures it",
         }[found.tflops_from],
+        f"{'GPU' if found.device == 'cuda' else 'worker'} hours: {found.worker_hours:.4g}",
         f"to write: {found.image_bytes / 1e6:.1f} MB of images, "
         f"{found.latent_bytes / 1e6:.1f} MB of latents",
     ]

@@ -65,7 +65,7 @@ def _translate(
     only_failed: bool = False,
     next_command: bool = True,
 ) -> int:
-    from pnp_batch import pipeline, progress
+    from pnp_batch import pipeline, progress, record
 
     died = "the run's process was killed, or Ray's own processes were; what is recorded stays"
     with last_words(died, "run the same command again to go on"), progress.shown() as listener:
@@ -86,7 +86,9 @@ def _translate(
     }
     answer(_told(result, next_command), body, as_json=as_json)
     if result.exit_code == EXIT_INTERRUPTED:
-        raise pipeline.Interrupted("interrupted, what was in flight is recorded")
+        spent = f"the budget of {job_config.budget_hours} hours is spent"
+        what = spent if result.state == record.SPENT else "interrupted"
+        raise pipeline.Interrupted(f"{what}, what was in flight is recorded")
     if result.exit_code == EXIT_TOO_MANY_FAILED:
         share = f"{result.summary.failed} of {result.total} rows failed"
         click.echo(f"error: {share}, more than --max-failed {job_config.max_failed:g}", err=True)

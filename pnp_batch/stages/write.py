@@ -12,6 +12,7 @@ from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
 
 from pnp_batch import sink
+from pnp_batch.metrics import FAILED
 from pnp_batch.stages.work import Work
 
 
@@ -39,5 +40,7 @@ class Sink(Datasink[None]):
             work.sink,
         )
         counts: Counter[str] = Counter(recorded["status"].to_pylist())
+        kinds = recorded["error_type"].drop_null().to_pylist()
+        counts.update(f"{FAILED}{kind}" for kind in kinds)
         # Waited for, so that no count is lost when the run ends right after.
         ray.get(self._control.add.remote(dict(counts)))
