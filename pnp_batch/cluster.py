@@ -13,9 +13,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
-# Ray reads these when it is imported. A private instance then binds every socket to loopback.
+# Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # A run that was stopped at once must not start Ray again from its dying thread.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
@@ -30,6 +29,8 @@ from ray.data import DataContext
 from pnp_batch.errors import JobError
 from pnp_batch.process import temporary_folder
 
+# Ray reads it when it starts: whether sockets are bound to the node's address, or to loopback.
+MANY_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 OBJECT_STORE_BYTES = 512 * 2**20
 ACTOR_INIT_DEATHS = 3
 RAY_LISTENER = "ray_listen_error_messages"
@@ -80,6 +81,8 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
 
 
 def _start(address: str | None, folder: str | None, workers: int) -> None:
+    # A private instance is nobody else's; a cluster's other nodes must reach this process.
+    os.environ[MANY_NODES] = "1" if address else "0"
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return

@@ -85,7 +85,7 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
         InvalidManifest, InvalidConfig, InvalidModel: the job cannot run.
         OutputMismatch: the output was made with another configuration or from other rows.
     """
-    config = _anchored(config)
+    config = anchored(config)
     method = methods.get(config.method)
     parameters.resolved(method, config.parameters)
     _check_set(config)
@@ -143,7 +143,7 @@ def policy(config: RunConfig, base: str) -> SourcePolicy:
     )
 
 
-def _anchored(config: RunConfig) -> RunConfig:
+def anchored(config: RunConfig) -> RunConfig:
     """The same job with absolute paths, so that `retry` finds it from anywhere."""
     return configuration.with_values(
         config,

@@ -25,6 +25,8 @@ COMMANDS = {
     "validate": "pnp_batch.cli.look",
     "retry": "pnp_batch.cli.run",
     "status": "pnp_batch.cli.look",
+    "submit": "pnp_batch.cli.submit",
+    "jobs": "pnp_batch.cli.submit",
     "evaluate": "pnp_batch.cli.evaluate",
     "report": "pnp_batch.cli.report",
     "compare": "pnp_batch.cli.compare",

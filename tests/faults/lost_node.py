@@ -70,7 +70,7 @@ def lost_midway(folder: Path, rows: int, flags: tuple[str, ...]) -> Outcome:
             running.wait_for_rows(1)
             if not _both_work(running, nodes):
                 findings.append(f"the work did not spread: {running.told()}")
-            _kill(nodes[1])
+            kill(nodes[1])
             if len(jobs.recorded(job.seen)) == len(row_ids(manifest)):
                 findings.append("the run had ended before the node was lost")
             code = running.wait()
@@ -84,7 +84,7 @@ def lost_midway(folder: Path, rows: int, flags: tuple[str, ...]) -> Outcome:
 def _both_work(running: jobs.Running, nodes: list[Node]) -> bool:
     """Waits until each node has a worker; False if the run ends before that."""
     while running.driver.poll() is None:
-        if [_has(node, jobs.TRANSLATOR) for node in nodes] == [1, 1]:
+        if [has(node, jobs.TRANSLATOR) for node in nodes] == [1, 1]:
             return True
         time.sleep(0.1)
     return False
@@ -109,7 +109,7 @@ def two_nodes() -> Iterator[tuple[str, dict[str, str], list[Node]]]:
             nodes = []
             for own, flags in zip(ADDRESSES, ((*head, str(folder / "ray")), second), strict=True):
                 nodes.append(_node((*flags, "--node-ip-address", own), folder, environ))
-                stack.callback(_kill, nodes[-1])
+                stack.callback(kill, nodes[-1])
                 _wait_for_raylet(nodes[-1], folder)
             yield address, environ, nodes
     finally:
@@ -131,19 +131,19 @@ def _node(flags: tuple[str, ...], folder: Path, environ: dict[str, str]) -> Node
 
 def _wait_for_raylet(node: Node, folder: Path) -> None:
     deadline = time.monotonic() + jobs.PATIENCE
-    while not _has(node, jobs.RAYLET):
+    while not has(node, jobs.RAYLET):
         if time.monotonic() > deadline or node.poll() is not None:
             raise TimeoutError(f"no Ray: {(folder / 'told').read_text()}")
         time.sleep(0.2)
 
 
-def _has(node: Node, role: str) -> int:
+def has(node: Node, role: str) -> int:
     """How many processes of a node have a role."""
     there = jobs.of_session(node.pid).items()
     return sum(len(some) for name, some in there if re.fullmatch(role, name))
 
 
-def _kill(node: Node) -> None:
+def kill(node: Node) -> None:
     """All of a node at one stroke, and what it may have started meanwhile."""
     while left := [process for some in jobs.of_session(node.pid).values() for process in some]:
         for process in left:

@@ -1,0 +1,155 @@
+"""A real Ray cluster of several hosts on one machine: each node in a network namespace of its own.
+
+The hosts are joined by a bridge, on which this process has an address too. Ray is opened by a token
+alone. Each node is a session of processes that can be killed at one stroke, as a lost host is.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults import jobs
+from tests.faults.lost_node import HASTE, Node, has, kill
+
+BRIDGE, SUBNET = "pnpbr", "10.77.0"
+GCS_PORT, DASHBOARD_PORT, METRICS_PORT = 6379, 8265, 8090
+PATIENCE = 120.0
+PORTS = ("--min-worker-port", "0", "--max-worker-port", "0")
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+@dataclass
+class Cluster:
+    """A head without work of its own, and the nodes that have joined.
+
+    Attributes:
+        folder: of the head's files.
+        environ: what a process needs to be let in.
+        nodes: by their number; 0 is the head.
+    """
+
+    folder: Path
+    environ: dict[str, str]
+    nodes: dict[int, Node] = field(default_factory=dict)
+
+    @property
+    def gcs(self) -> str:
+        """The address that drivers and nodes connect to."""
+        return f"{_host(0)}:{GCS_PORT}"
+
+    @property
+    def dashboard(self) -> str:
+        """The address of the Jobs API."""
+        return f"http://{_host(0)}:{DASHBOARD_PORT}"
+
+    def metrics(self, number: int = 0) -> str:
+        """What a node tells Prometheus."""
+        address = f"http://{_host(number)}:{METRICS_PORT}/metrics"
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            told: bytes = answer.read()
+        return told.decode()
+
+    def join(self, *flags: str) -> int:
+        """Adds a node with so much of Ray's resources; its number."""
+        number = max(self.nodes) + 1
+        self.nodes[number] = self._start(number, ("--address", self.gcs, *flags))
+        return number
+
+    def lose(self, number: int) -> None:
+        """Kills a node at one stroke."""
+        kill(self.nodes.pop(number))
+
+    def head(self) -> None:
+        """Starts the head, whose CPUs are for Control and its like alone."""
+        flags = ("--head", "--port", str(GCS_PORT), "--num-cpus", "0", "--temp-dir")
+        shown = ("--dashboard-host", "0.0.0.0", "--dashboard-port", str(DASHBOARD_PORT))
+        self.nodes[0] = self._start(0, (*flags, str(self.folder / "ray"), *shown))
+
+    def _start(self, number: int, flags: tuple[str, ...]) -> Node:
+        host = _namespace(number)
+        ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", *flags, *PORTS]
+        ray += ["--node-ip-address", _host(number), "--metrics-export-port", str(METRICS_PORT)]
+        ray += ["--object-store-memory", str(2**27)]
+        told = self.folder / f"told-{number}"
+        with told.open("w") as file:
+            node = subprocess.Popen(
+                ["ip", "netns", "exec", host, *ray],
+                stdout=file,
+                stderr=file,
+                env={**os.environ, **self.environ},
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + PATIENCE
+        while not has(node, jobs.RAYLET):
+            if node.poll() is not None or time.monotonic() > deadline:
+                raise TimeoutError(f"no Ray: {told.read_text()}")
+            time.sleep(0.1)
+        return node
+
+
+def _host(number: int) -> str:
+    return f"{SUBNET}.{number + 10}"
+
+
+def _namespace(number: int) -> str:
+    return f"pnp{number}"
+
+
+@contextmanager
+def cluster(hosts: int) -> Iterator[Cluster]:
+    """A head, and places for so many hosts in all that may join it."""
+    folder = Path(tempfile.mkdtemp(prefix="pc-"))
+    token = folder / "token"
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32))
+    environ = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Jobs run `python`, which on a host is the one that has Ray.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        # A private Ray of the tests keeps to loopback by it; a host has its own environment.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+        "RAY_metrics_report_interval_ms": "1000",
+        **HASTE,
+    }
+    there = Cluster(folder, environ)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.enter_context(_network(hosts))
+        stack.callback(lambda: [there.lose(number) for number in list(there.nodes)])
+        there.head()
+        yield there
+
+
+@contextmanager
+def _network(hosts: int) -> Iterator[None]:
+    with ExitStack() as stack:
+        _ip("link", "add", BRIDGE, "type", "bridge")
+        stack.callback(_ip, "link", "del", BRIDGE)
+        _ip("addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
+        _ip("link", "set", BRIDGE, "up")
+        for number in range(hosts):
+            name, end = _namespace(number), f"pnpv{number}"
+            _ip("netns", "add", name)
+            stack.callback(_ip, "netns", "del", name)
+            _ip("link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", name)
+            _ip("link", "set", end, "master", BRIDGE, "up")
+            _ip("-n", name, "addr", "add", f"{_host(number)}/24", "dev", "eth0")
+            _ip("-n", name, "link", "set", "eth0", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+        yield

@@ -1,0 +1,75 @@
+"""Jobs of a cluster, submitted from a machine beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pyarrow.parquet as pq
+from ray.job_submission import JobSubmissionClient
+
+from tests.faults import jobs as manifests
+
+SECRET = "a-key-that-nobody-may-see"
+
+
+def test_a_job_is_followed_to_the_exit_code_of_its_run(cluster, commands, tmp_path):
+    rows = [{"row_id": f"r{n}", "image": "missing.png", "prompt": "x"} for n in range(2)]
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = ("submit", str(manifest), "--output", str(tmp_path / "out"), "--method", "copy")
+    ended = commands(*job, "--max-failed", "0", AWS_SECRET_ACCESS_KEY=SECRET)
+    assert ended.returncode == 3, ended.stderr
+    assert "2 of 2 rows failed" in ended.stderr  # as the run itself has said
+    (name,) = re.findall(r"submitted: (pnp-[0-9a-f]{12}-1), ", ended.stderr)
+    assert commands.json("jobs", "list")["jobs"][-1]["id"] == name
+    told = commands.json("jobs", "logs", str(tmp_path / "out"))
+    assert (told["id"], told["state"], told["exit_code"]) == (name, "FAILED", 3)
+    assert "2 of 2 rows failed" in told["logs"]
+    told = [one.model_dump_json() for one in _client(cluster, commands).list_jobs()]
+    assert any(name in one for one in told)
+    assert not any(SECRET in one for one in told)
+    # Once there is nothing wrong with them, the next attempt does what is missing.
+    manifests.manifest(tmp_path / "pictures.parquet", 1)
+    picture = pq.read_table(tmp_path / "pictures.parquet")["image"][0].as_py()["bytes"]
+    (tmp_path / "missing.png").write_bytes(picture)
+    again = commands(*job, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["id"] == name.removesuffix("-1") + "-2"
+
+
+def test_what_a_run_would_refuse_is_not_submitted(commands, tmp_path):
+    before = commands.json("jobs", "list")["jobs"]
+    ended = commands("submit", str(tmp_path / "none.parquet"), "--output", str(tmp_path / "out"))
+    assert ended.returncode == 4
+    assert "none.parquet" in ended.stderr
+    assert commands.json("jobs", "list")["jobs"] == before
+
+
+def test_a_job_that_waits_for_its_node_is_stopped(cluster, commands):
+    name = "pnp-0123456789ab-1"
+    _client(cluster, commands).submit_job(
+        entrypoint="sleep 1000", submission_id=name, entrypoint_num_cpus=1000
+    )
+    assert commands.json("jobs", "stop", name)["state"] == "STOPPED"
+    assert [one["state"] for one in commands.json("jobs", "list")["jobs"] if one["id"] == name] == [
+        "STOPPED"
+    ]
+
+
+def test_without_its_token_a_cluster_says_nothing(commands, tmp_path):
+    ended = commands("jobs", "list", RAY_AUTH_TOKEN_PATH="", RAY_AUTH_MODE="disabled")
+    assert ended.returncode == 1
+    assert "wants a token" in ended.stderr
+    assert "RAY_AUTH_TOKEN_PATH" in ended.stderr
+
+
+def test_an_unknown_job_is_named(commands):
+    ended = commands("jobs", "logs", "pnp-ffffffffffff-1")
+    assert ended.returncode == 4
+    assert "pnp-ffffffffffff-1" in ended.stderr
+
+
+def _client(cluster, commands):
+    token = commands.token
+    return JobSubmissionClient(cluster.dashboard, headers={"Authorization": f"Bearer {token}"})
