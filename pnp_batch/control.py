@@ -83,7 +83,7 @@ class Control:
         since = time.monotonic() - SILENT_SECONDS
         self._heard = {worker: at for worker, at in self._heard.items() if at > since}
         if self._metrics:
-            self._metrics.workers(len(self._heard))
+            self._metrics.show(len(self._heard))
         return Seen(self._born, dict(self._counts), tuple(self._attempts.unended))
 
     def stop(self) -> None:

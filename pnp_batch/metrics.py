@@ -47,11 +47,11 @@ class Metrics:
         self._failed = counter(FAILURES, "Rows that failed, by error_type", "kind")
         self._inversions = counter(INVERSIONS, "Inversions, found in the cache or made", "origin")
         self._seconds = {count: counter(*named) for count, named in SECONDS.items()}
+        self._rows = Gauge(ROWS, "Rows that the run has to do", ("output",))
         self._workers = Gauge(WORKERS, "Workers that have rows or wait for some", ("output",))
-        self._workers.set_default_tags(label)
-        rows_asked = Gauge(ROWS, "Rows that the run has to do", ("output",))
-        rows_asked.set_default_tags(label)
-        rows_asked.set(rows)
+        for gauge in (self._rows, self._workers):
+            gauge.set_default_tags(label)
+        self._rows_to_do = rows
 
     def add(self, counts: Mapping[str, int]) -> None:
         """Adds what was counted."""
@@ -67,6 +67,7 @@ class Metrics:
             elif name in self._seconds:
                 self._seconds[name].inc(count / 1000)
 
-    def workers(self, count: int) -> None:
-        """Tells how many workers there are."""
-        self._workers.set(count)
+    def show(self, workers: int) -> None:
+        """Tells what is now: to be repeated, as Ray forgets what was told once."""
+        self._rows.set(self._rows_to_do)
+        self._workers.set(workers)
