@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TYPED := pnp_batch $(wildcard jobs/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types browser pytest soak wheel check-wheel format clean
+.PHONY: help venv demo test lint types browser pytest cluster soak wheel check-wheel format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ browser: ## make Chromium available to the tests
 pytest: venv browser ## the test suite: no network, no GPU
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not ray and not faults'
 	$(BIN)/pytest -m 'not gpu and (ray or faults)'
+
+cluster: venv ## bring up object store, Ray head and two workers here, and run the sample job on them
+	infra/local/cluster.sh
 
 soak: venv ## the fault suite's long form: 100 minutes; PROMISES="P3 P7" chooses
 	$(BIN)/python -m tests.faults.soak $(PROMISES)
