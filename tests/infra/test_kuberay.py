@@ -97,15 +97,15 @@ def test_the_entrypoint_is_a_command_that_the_package_knows():
     program, name, *arguments = shlex.split(JOB["spec"]["entrypoint"])
     assert program == "pnp-batch"
     context = getattr(import_module(COMMANDS[name]), name).make_context(name, arguments)
-    given = context.params["given"] if "given" in context.params else context.params
-    assert given["address"] == "auto"
+    assert context.params["address"] == "auto"
+    assert context.params["device"] == "cuda", "never on CPUs, in silence"
 
 
 def test_workers_and_nodes_agree():
     (wanted,) = re.findall(r"--workers (\d+):(\d+)", JOB["spec"]["entrypoint"])
     (container,) = PODS["worker"]["containers"]
     gpus = int(container["resources"]["limits"]["nvidia.com/gpu"])
-    assert WORKERS["minReplicas"] == WORKERS["replicas"] == 0
+    assert WORKERS["minReplicas"] * gpus == WORKERS["replicas"] * gpus == int(wanted[0])
     assert WORKERS["maxReplicas"] * gpus == int(wanted[1])
     assert HEAD["rayStartParams"]["num-cpus"] == "0"
     assert "nvidia.com/gpu" not in PODS["head"]["containers"][0]["resources"]["limits"]
@@ -124,11 +124,13 @@ def test_who_is_stopped_has_time_to_drain(pod):
     assert pause < PODS[pod]["terminationGracePeriodSeconds"]
 
 
-def test_the_budget_ends_before_the_deadline():
-    (hours,) = re.findall(r"--budget-hours (\d+)", JOB["spec"]["entrypoint"])
-    left = JOB["spec"]["activeDeadlineSeconds"] - 3600 * int(hours)
-    assert left > JOB["spec"]["preRunningDeadlineSeconds"]
-    assert JOB["spec"]["shutdownAfterJobFinishes"]
+def test_the_cluster_ends_with_the_job():
+    spec = JOB["spec"]
+    assert spec["shutdownAfterJobFinishes"]
+    assert spec["ttlSecondsAfterFinished"] <= 600
+    assert spec["preRunningDeadlineSeconds"] < spec["activeDeadlineSeconds"]
+    # Every retry would have it anew.
+    assert "--budget-hours" not in spec["entrypoint"]
 
 
 @pytest.mark.parametrize("pod", PODS)

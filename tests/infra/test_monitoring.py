@@ -18,7 +18,7 @@ except ImportError:  # PLACEHOLDER until pnp_batch.metrics is there: take these 
         f"pnp_batch_{name}"
         for name in (
             "rows rows_done_total rows_failed_total inversions_total unet_seconds_total"
-            " wait_seconds_total work_seconds_total workers"
+            " wait_seconds_total work_seconds_total worker_seconds_total workers"
         ).split()
     )
 

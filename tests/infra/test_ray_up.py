@@ -56,7 +56,7 @@ def test_the_head_has_no_work_and_workers_come_and_go(cluster):
     assert "--num-cpus=0" in start
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in start
     assert worker["resources"]["GPU"] == 1
-    assert worker["min_workers"] == 0
+    assert worker["min_workers"] == 1, "a run looks at a GPU before it asks for more"
     assert worker["max_workers"] == cluster["max_workers"]
     assert cluster["idle_timeout_minutes"] <= 10
     assert not cluster["provider"]["cache_stopped_nodes"]
