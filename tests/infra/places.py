@@ -12,9 +12,7 @@ import pnp_batch
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
-PINS = dict(
-    re.findall(r"(?m)^([A-Za-z0-9._-]+)==(\S+)$", (ROOT / "constraints.txt").read_text())
-)
+PINS = dict(re.findall(r"(?m)^([A-Za-z0-9._-]+)==(\S+)$", (ROOT / "constraints.txt").read_text()))
 IMAGE = f"pnp-batch:{pnp_batch.__version__}-cuda"
 
 

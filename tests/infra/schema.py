@@ -5,8 +5,8 @@ To renew it, with a checkout of KubeRay at a release:
     git -C kuberay show v1.7.0:helm-chart/kuberay-operator/crds/ray.io_rayjobs.yaml |
       python -m tests.infra.schema v1.7.0
 
-`rayjob.json.gz` is a part of KubeRay, Apache-2.0, see NOTICE beside it: the openAPIV3Schema of version v1
-without descriptions and defaults, as JSON.
+`rayjob.json.gz` is a part of KubeRay, Apache-2.0, see NOTICE beside it: the openAPIV3Schema of
+version v1 without descriptions and defaults, as JSON.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def _bare(schema: Any, *, fields: bool = False) -> Any:
 
 
 if __name__ == "__main__":
-    text = json.dumps(published(sys.stdin.read(), sys.argv[1]), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(
+        published(sys.stdin.read(), sys.argv[1]), sort_keys=True, separators=(",", ":")
+    )
     PLACE.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
     sys.stdout.write(f"{PLACE.name}: {len(text)} bytes, packed {PLACE.stat().st_size}\n")

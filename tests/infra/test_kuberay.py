@@ -27,12 +27,16 @@ TEMPLATES = {
     "worker": WORKERS["template"],
 }
 PODS = {name: template["spec"] for name, template in TEMPLATES.items()}
-POLICIES = {policy["metadata"]["name"]: policy["spec"] for policy in documents("kuberay/network.yaml")}
+POLICIES = {
+    policy["metadata"]["name"]: policy["spec"] for policy in documents("kuberay/network.yaml")
+}
 
 
 def refusal(job):
     """What the schema says against a job, with the path of the field; None if nothing."""
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(RULES).iter_errors(job))
+    error = jsonschema.exceptions.best_match(
+        jsonschema.Draft202012Validator(RULES).iter_errors(job)
+    )
     return error and f"{error.json_path}: {error.message}"
 
 
@@ -50,7 +54,15 @@ def test_the_job_fits_kuberays_schema():
         (("spec", "rayClusterSpec", "workerGroupSpecs", 0), "maxReplicas", "maxReplica"),
         (("spec", "rayClusterSpec", "headGroupSpec", "template", "spec"), "volumes", "volume"),
         (
-            ("spec", "rayClusterSpec", "workerGroupSpecs", 0, "template", "spec", "securityContext"),
+            (
+                "spec",
+                "rayClusterSpec",
+                "workerGroupSpecs",
+                0,
+                "template",
+                "spec",
+                "securityContext",
+            ),
             "runAsNonRoot",
             "runAsNonroot",
         ),
