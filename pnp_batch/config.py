@@ -155,7 +155,7 @@ class RunConfig(Parameters):
     )
     budget_hours: float | None = option(
         None,
-        "stop cleanly once all workers together have spent so many hours (GPU hours on GPUs)",
+        "stop cleanly once the output has taken so many hours of workers in all, GPU hours on GPUs",
         type=float,
         low=0.0,
     )

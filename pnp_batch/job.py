@@ -47,6 +47,7 @@ class Job:
         batch_size: in batches of so many.
         recorded: what the output holds of them.
         todo: indices of the rows to do.
+        spent_seconds: of workers, in all runs of the output before.
     """
 
     config: RunConfig
@@ -60,6 +61,7 @@ class Job:
     batch_size: int
     recorded: Summary
     todo: np.ndarray
+    spent_seconds: float
 
     @property
     def total(self) -> int:
@@ -101,6 +103,7 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
     output = Storage(config.output)
     unknown = tuple(name for name in OF_DEVICE if settings[name] == "auto")
     record.refuse_other(output, settings, ignore=unknown)
+    earlier = record.read(output)
     every = Listing(read, config, methods.KNOWN)
     there = results.recorded(output)
     place = _places_of(there, every, output)[: config.limit]
@@ -124,6 +127,7 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
         batch_size=config.batch_size or DEFAULT_BATCH_SIZE,
         recorded=summary,
         todo=todo,
+        spent_seconds=earlier.worker_seconds if earlier else 0.0,
     )
 
 

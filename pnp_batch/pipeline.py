@@ -118,6 +118,9 @@ def run(
         _sweep(job)
         if not len(job.todo):
             return _nothing_to_do(job, begun)
+        if _is_spent(job, 0.0):
+            told = f"{job.spent_seconds / 3600:.4g} hours of workers are spent on {job.output.uri}"
+            raise Interrupted(told, "give more --budget-hours to go on")
         say(_progress(job, begun, "starting Ray"))
         with cluster.connected(job.config.address, job.config.max_workers or job.config.workers):
             result = _run(job, mine, begun, say)
@@ -162,7 +165,7 @@ def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
                 raise Interrupted("stopped at once", "run the same command again to go on")
             if progress.failed > job.config.max_failed * job.total:
                 execution.stop(record.STOPPED)
-            if _is_spent(job.config, progress):
+            if _is_spent(job, progress.worker_seconds):
                 execution.stop(record.SPENT)
     mine.check()
     results.settle(job.output)
@@ -177,10 +180,10 @@ def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
     return replace(result, progress=progress)
 
 
-def _is_spent(config: RunConfig, progress: Progress) -> bool:
-    """Whether the workers have had all the hours that they may have."""
-    budget = config.budget_hours
-    return budget is not None and progress.worker_seconds >= 3600 * budget
+def _is_spent(job: Job, seconds: float) -> bool:
+    """Whether workers have had all their hours, those of earlier runs and so many seconds more."""
+    budget = job.config.budget_hours
+    return budget is not None and job.spent_seconds + seconds >= 3600 * budget
 
 
 def _progress(job: Job, begun: float, phase: str, execution: Execution | None = None) -> Progress:
@@ -273,6 +276,7 @@ class _Journal:
             failed=progress.failed,
             session_done=progress.session_done,
             counts={**counts, "tflop": made},
+            worker_seconds=self._job.spent_seconds + progress.worker_seconds,
             updated_at=now,
             finished_at=now if ended else None,
         )

@@ -32,6 +32,7 @@ class Record:
         session_done: rows recorded by the latest run alone, which its rate is made of.
         counts: of that run: inversions, and the seconds and TFLOP of its workers.
         workers, accelerator: that it had, the latter by its own name.
+        worker_seconds: that workers were there in all runs of the output, which are paid for.
     """
 
     config: Mapping[str, Any]
@@ -48,6 +49,7 @@ class Record:
     versions: Mapping[str, str] = field(default_factory=dict)
     workers: int = 1
     accelerator: str = ""
+    worker_seconds: float = 0.0
 
     @property
     def fingerprint(self) -> str:

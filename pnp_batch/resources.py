@@ -23,6 +23,8 @@ BYTES_A_WEIGHT = 3
 SHARE_USED = 0.8
 MAPS_A_BRANCH = 24
 BRANCHES = 3  # of a row with an image of its own
+# Until a cluster has started a machine with a GPU, its image pulled.
+GPU_SECONDS = 900.0
 LARGEST_GPU_BATCH = 32  # a current GPU is busy with fewer
 
 
@@ -81,7 +83,7 @@ def resources(job: Job) -> Resources:
     if device == "auto":
         apple = platform.system() == "Darwin" and platform.machine() == "arm64"
         device = "cuda" if available else "mps" if apple and not config.address else "cpu"
-    if device == "cuda" and not available:
+    if device == "cuda" and not available and not config.address:
         raise NoGpu("--device cuda, but the cluster has no GPU", "use --device cpu")
     share = (config.gpus_per_worker or 1.0) if device == "cuda" else 0.0
     workers = config.workers or _auto_workers(job.model, available, share)
@@ -89,7 +91,7 @@ def resources(job: Job) -> Resources:
     dtype, batch_size = config.dtype, config.batch_size
     accelerator = platform.processor() or platform.machine()
     if device == "cuda":
-        gpu: _Gpu = ray.get(_look.options(num_gpus=share).remote())
+        gpu = _first_gpu(share)
         accelerator = gpu.name
         if dtype == "auto":
             dtype = "bfloat16" if gpu.has_bfloat16 else "float16"
@@ -106,6 +108,20 @@ def resources(job: Job) -> Resources:
         batch_size=batch_size or DEFAULT_BATCH_SIZE,
         accelerator=accelerator,
     )
+
+
+def _first_gpu(share: float) -> _Gpu:
+    """What a worker sees of a GPU. A cluster that grows on demand may have to bring it first."""
+    looking = _look.options(num_gpus=share).remote()
+    if not ray.wait([looking], timeout=GPU_SECONDS)[0]:
+        ray.cancel(looking)
+        minutes = f"{GPU_SECONDS / 60:g} minutes"
+        raise NoGpu(
+            f"--device cuda, but the cluster has no free GPU within {minutes}",
+            "wait, or use --device cpu",
+        )
+    found: _Gpu = ray.get(looking)
+    return found
 
 
 def gpu_batch_size(model: ModelFiles, resolution: int, dtype: str, free_bytes: float) -> int:
