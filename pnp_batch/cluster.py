@@ -144,12 +144,11 @@ def _quiet() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # A pool with room to grow does when all of its actors work, and keeps those with a loaded model.
+    # A pool with room to grow does once all of its actors work, and keeps those it has: each has
+    # loaded the model.
     scaling = context.autoscaling_config
-    scaling.actor_pool_util_upscaling_threshold, scaling.actor_pool_util_downscaling_threshold = (
-        1,
-        0,
-    )
+    scaling.actor_pool_util_upscaling_threshold = 1.0
+    scaling.actor_pool_util_downscaling_threshold = 0.0
     context.max_consecutive_actor_init_deaths = ACTOR_INIT_DEATHS
     context.execution_no_progress_timeout_s = -1  # a row has its own limit, which may be longer
     for name in ("ray", "ray.data"):  # what ends a run arrives as an exception, too

@@ -115,11 +115,8 @@ def _first_gpu(share: float) -> _Gpu:
     looking = _look.options(num_gpus=share).remote()
     if not ray.wait([looking], timeout=GPU_SECONDS)[0]:
         ray.cancel(looking)
-        minutes = f"{GPU_SECONDS / 60:g} minutes"
-        raise NoGpu(
-            f"--device cuda, but the cluster has no free GPU within {minutes}",
-            "wait, or use --device cpu",
-        )
+        told = f"--device cuda, but no GPU was free within {GPU_SECONDS / 60:g} minutes"
+        raise NoGpu(told, "run the same command later, or use --device cpu")
     found: _Gpu = ray.get(looking)
     return found
 
