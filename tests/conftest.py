@@ -7,10 +7,13 @@ botocore.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -29,6 +32,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+# What a machine remembers, such as how fast it is, no test may find.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="pnp-batch-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 S3_BUCKET = "pnp-batch-tests"
 S3_ENDPOINT = f"http://127.0.0.1:{_free_port()}"
 

@@ -60,6 +60,7 @@ OTHER = {
     "sink": "webdataset",
     "provenance": False,
     "workers": 3,
+    "max_workers": 5,
     "gpus_per_worker": 0.5,
     "batch_size": 2,
     "device": "cuda",
@@ -77,6 +78,7 @@ OTHER = {
     "read_timeout": 1.0,
     "row_timeout": 60.0,
     "storage_patience": 5.0,
+    "budget_hours": 12.0,
     "drain_timeout": 0.0,
     "wait": True,
     "address": "auto",
@@ -316,3 +318,28 @@ def test_an_unknown_preset_is_refused_with_the_nearest():
         given.build({**NEEDED, "preset": "fsat"}, environ={})
     assert "preset: unknown value 'fsat'" in str(refused.value)
     assert "fast" in refused.value.hint
+
+
+@pytest.mark.parametrize("asked", ["2:8", {"workers": 2, "max_workers": 8}])
+def test_workers_are_a_number_or_the_least_and_the_most(asked):
+    job = built(**(asked if isinstance(asked, dict) else {"workers": asked}))
+    assert (job.workers, job.max_workers) == (2, 8)
+    assert given.command(job)[-4:] == ["--workers", "2", "--max-workers", "8"]
+
+
+@pytest.mark.parametrize("given", ["2:", "2:x", "1:2:3", "two"])
+def test_workers_that_are_no_numbers_are_refused(given):
+    assert repr(given) in refusal(workers=given)
+
+
+def test_the_most_workers_are_not_fewer_than_the_least():
+    assert "max_workers is 2" in refusal(workers="3:2")
+    assert "0 is outside" in refusal(workers="0:2")
+
+
+def test_a_job_file_means_two_numbers_by_a_colon_and_none_of_base_60():
+    assert given.read_file("workers: 2:8\nseed: -30\nsteps: 20", "job.yaml") == {
+        "workers": "2:8",
+        "seed": -30,
+        "steps": 20,
+    }

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
 
-import pyarrow as pa
 import pytest
 
-from pnp_batch import cli, record, results
-from pnp_batch.config import RunConfig
+from pnp_batch import cli, rates, record
+from pnp_batch.config import RunConfig, with_values
+from pnp_batch.errors import InvalidConfig
 from pnp_batch.flops import unet_flops, vae_flops
 from pnp_batch.job import prepare
-from pnp_batch.plan import plan
+from pnp_batch.plan import Prices, plan
 from tests import tiny
 
 
@@ -96,19 +96,59 @@ def test_the_rate_is_that_of_the_latest_run_of_the_output(job):
     config = job(rows(6))
     assert plan(config).tflops_from == "assumed"
     before = prepare(config)
-    began = datetime(2026, 1, 1, tzinfo=UTC)
     record.write(
         before.output,
-        record.Record(config.as_dict(), before.settings, 6, started_at=began.isoformat()),
+        record.Record(
+            config.as_dict(),
+            before.settings,
+            6,
+            counts={"worker_seconds": 40.0, "tflop": 20.0},
+            workers=2,
+            accelerator="Fast Card",
+        ),
     )
-    done = before.listing.file.take(before.todo[:2], ["row_id", "row_hash"]).to_pylist()
-    for row in done:
-        row |= {"status": results.OK, "recorded_at": began + timedelta(seconds=20)}
-    results.write(before.output, pa.Table.from_pylist(done, results.SCHEMA))
     found = plan(config)
-    assert (found.done, found.todo, found.tflops_from) == (2, 4, "measured")
-    assert found.hours == pytest.approx(4 * 10 / 3600)
+    assert (found.tflops_from, found.workers) == ("measured", 2)
+    assert "Fast Card" in found.tflops_of
+    assert found.worker_hours == pytest.approx(found.tflop / 0.5 / 3600)
+    assert found.hours == pytest.approx(found.worker_hours / 2)
     assert plan(config, tflops=2.0).tflops_from == "given"
+    four = with_values(config, workers=4)
+    assert plan(four).hours == pytest.approx(found.hours / 2)
+    assert plan(four).worker_hours == pytest.approx(found.worker_hours)
+    elsewhere = job(rows(6), steps=2)
+    named = plan(with_values(elsewhere, output=config.output + "-2"), like=config.output)
+    assert (named.tflops_from, named.tflops) == ("measured", 1.0)
+
+
+def test_where_nothing_was_measured_another_run_of_this_machine_tells_the_rate(job):
+    config = job(rows(2))
+    before = prepare(config)
+    settings = {**before.settings, "device": "cpu", "dtype": "float32"}
+    counts = {"worker_seconds": 10.0, "tflop": 3.0}
+    there = record.Record(config.as_dict(), settings, 2, counts=counts, accelerator="A Chip")
+    rates.keep(there)
+    found = plan(config)
+    assert (found.tflops_from, found.tflops, found.workers) == ("kept", 0.3, 1)
+    assert plan(job(rows(2), dtype="float16")).tflops_from == "assumed"
+    rates.keep(replace(there, counts={**counts, "tflop": 6.0}))  # the latest counts
+    assert plan(config).tflops == 0.6
+
+
+def test_a_rate_is_taken_only_from_a_run_that_has_one(job):
+    config = job(rows(1))
+    before = prepare(config)
+    record.write(before.output, record.Record(config.as_dict(), before.settings, 1))
+    with pytest.raises(InvalidConfig, match="has measured no rate"):
+        plan(config, like=config.output)
+
+
+def test_prices_are_of_all_workers_or_of_each(job):
+    config = job(rows(3), workers=4)
+    found = plan(config, tflops=1.0, prices=Prices(together=8.0))
+    each = plan(config, tflops=1.0, prices=Prices(worker=2.0))
+    assert found.price == each.price == pytest.approx(8 * found.hours)
+    assert plan(config).price is None
 
 
 def test_a_job_file_names_the_output_too(job, tmp_path, capsys):

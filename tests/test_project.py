@@ -63,6 +63,7 @@ FLOORS = (
             "recorded",
             "results",
             "record",
+            "rates",
             "attempts",
             "scores",
         ),
@@ -78,14 +79,24 @@ FLOORS = (
         *("diffusion.prompt_to_prompt", "diffusion.mutual"),
     ),
     ("methods",),
-    ("origins", "engine", "translator", "sink", "job", "variants", "evaluation", "summary"),
     (
-        *("cluster", "control", "stages", "execution", "resources", "translation", "pipeline"),
-        *("progress", "scoring", "evaluate", "report", "compare"),
+        "origins",
+        "engine",
+        "translator",
+        "sink",
+        "job",
+        "spending",
+        "variants",
+        "evaluation",
+        "summary",
+    ),
+    (
+        *("cluster", "metrics", "control", "stages", "execution", "resources", "translation"),
+        *("pipeline", "progress", "scoring", "evaluate", "report", "compare"),
     ),
     (
         *("validate", "status", "gc", "dataset", "plan", "bench", "doctor"),
-        *("inspection", "submit", "demo"),
+        *("inspection", "submission", "demo"),
         *("training", "cli"),
     ),
 )
@@ -93,7 +104,7 @@ ORDER = {part: (floor, n) for floor, parts in enumerate(FLOORS) for n, part in e
 LIGHT = {*FLOORS[0], "flops", "building"}
 MAY_IMPORT_RAY = {
     *("cluster", "control", "stages", "execution", "resources", "translation", "pipeline"),
-    *("progress", "scoring", "submit"),
+    *("progress", "scoring", "metrics", "submission"),
 }
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "ray"}
 # What a command needs only once it works: help is there at once without.
