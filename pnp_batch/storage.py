@@ -134,9 +134,7 @@ class Storage:
 
     def read_piece(self, name: str, start: int, end: int) -> bytes:
         """Some bytes of a file. Raises as `read` does."""
-        data: bytes = self._tried(
-            "read", name, lambda: self._get(name, start=start, end=end)
-        )
+        data: bytes = self._tried("read", name, lambda: self._get(name, start=start, end=end))
         return data
 
     def write(self, name: str, data: bytes) -> None:

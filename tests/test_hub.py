@@ -1,4 +1,4 @@
-"""hf:// URIs: images and manifests on a Hugging Face hub, here a server that answers as one does."""
+"""hf:// URIs: images and manifests on a Hugging Face hub, here a server that answers as it does."""
 
 from __future__ import annotations
 

@@ -59,11 +59,11 @@ def test_the_commands_in_a_job_files_comments_are_ones(path):
     for words in shown:
         command: click.Command = cli.cli
         while isinstance(command, click.Group):
-            name, *words = words
+            name = words.pop(0)
             found = command.get_command(click.Context(command), name)
             assert found, name
             command = found
-        with command.make_context(command.name, list(words)) as context:
+        with command.make_context(command.name, words) as context:
             named = context.params.get("config_file")
         assert named in (None, f"jobs/{path.name}")
 

@@ -127,9 +127,7 @@ def _values(name: str, told: Sequence[str], methods: Mapping[str, Takes]) -> lis
                 f"--set {name}: {text!r} is no {option.type.__name__}", f"{name}: {option.help}"
             ) from error
         if name == METHOD and value not in methods:
-            raise InvalidConfig(
-                f"--set {name}: {value!r} is unknown", did_you_mean(value, methods)
-            )
+            raise InvalidConfig(f"--set {name}: {value!r} is unknown", did_you_mean(value, methods))
         if value in found:
             raise InvalidConfig(
                 f"--set {name}: {_shown(value)} is there twice", "give each value once"
