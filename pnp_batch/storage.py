@@ -270,6 +270,10 @@ class _Pieces(io.RawIOBase):
         self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset
         return self._at
 
+    def readall(self) -> bytes:
+        # Python's own asks for a few kB at a time.
+        return b"".join(iter(lambda: self.read(PIECE), b""))
+
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - anything with a buffer
         end = min(self._at + len(buffer), self._size)
         if end <= self._at:

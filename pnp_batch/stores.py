@@ -106,6 +106,12 @@ class S3(Store):
         digest = hashlib.md5(data, usedforsecurity=False).digest()
         return {"ContentMD5": base64.b64encode(digest).decode()}
 
+    def meant(self, error: Exception) -> Exception:
+        """As `Store` says: s3fs knows some refusals only."""
+        told = getattr(error.__cause__, "response", None) or {}
+        code = told.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return _refused(error) if code in (401, 403) else super().meant(error)
+
     def place(self, fs: fsspec.AbstractFileSystem) -> str:
         """As `Store` says."""
         meta = sync(fs.loop, fs.set_session).meta
@@ -184,11 +190,12 @@ class Azure(Store):
         code = getattr(error, "status_code", None)
         if code == 404:
             return FileNotFoundError(str(error))
-        return _refused(error) if code in (400, 401, 403) else super().meant(error)
+        return _refused(error) if code in (401, 403) else super().meant(error)
 
     def place(self, fs: fsspec.AbstractFileSystem) -> str:
         """As `Store` says."""
-        return f"{_plain(fs.service_client.primary_endpoint)}, account {fs.account_name}"
+        asked = fs.service_client
+        return f"{_plain(asked.primary_endpoint)}, account {asked.account_name}"
 
 
 class HuggingFace(Store):

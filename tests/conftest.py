@@ -85,8 +85,7 @@ def az(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def _bucket(scheme: str) -> Place:
-    import fsspec  # which reads the environment, too
+    from pnp_batch.client import client  # whose modules read the environment, too
 
-    fs = fsspec.filesystem(scheme, skip_instance_cache=True)
-    fs.mkdir(BUCKET)
+    client(f"{scheme}://{BUCKET}")[0].mkdir(BUCKET)
     return lambda prefix: f"{scheme}://{BUCKET}/{prefix}"
