@@ -34,7 +34,8 @@ def test_a_job_in_a_store_is_interrupted_resumed_and_reported(
     ]
     place.write("in/m.jsonl", "\n".join(map(json.dumps, lines)).encode())
     output, cache = f"{place.uri}/out", f"{place.uri}/cache"
-    config = jobs.config(f"{place.uri}/in/m.jsonl", output, cache=cache, method="copy")
+    more = {"cache": cache, "method": "copy", "drain_timeout": 600}  # on a busy machine as well
+    config = jobs.config(f"{place.uri}/in/m.jsonl", output, **more)
 
     def interrupt(progress: Progress) -> None:
         if progress.phase == "loading the model":
