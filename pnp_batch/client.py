@@ -21,7 +21,7 @@ from fsspec.core import url_to_fs
 from pnp_batch.stores import STORES, store_of
 
 
-def storage_errors() -> tuple[type[BaseException], ...]:
+def storage_errors() -> tuple[type[Exception], ...]:
     """The exceptions that a storage client may raise, for `except`.
 
     Clients raise their own kinds where the network or the credentials fail; each counts only once
@@ -30,14 +30,18 @@ def storage_errors() -> tuple[type[BaseException], ...]:
     return (OSError, *_loaded(name for store in STORES for name in store.errors))
 
 
-def lasting_errors() -> tuple[type[BaseException], ...]:
+def lasting_errors() -> tuple[type[Exception], ...]:
     """Those among them that no second attempt changes."""
     kinds = (FileNotFoundError, FileExistsError, PermissionError)
     folders = (IsADirectoryError, NotADirectoryError)
     return (*kinds, *folders, *_loaded(name for store in STORES for name in store.lasting))
 
 
-def _loaded(names: Iterable[tuple[str, str]]) -> list[type[BaseException]]:
+def _told_by_clients() -> tuple[type[Exception], ...]:
+    return (ValueError, *storage_errors())
+
+
+def _loaded(names: Iterable[tuple[str, str]]) -> list[type[Exception]]:
     return [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
 
 
@@ -94,7 +98,7 @@ def call(
         if fs.async_impl:
             return sync(fs.loop, getattr(fs, f"_{name}"), *args, timeout=seconds, **more)
         return _in_time(partial(getattr(fs, name), *args, **more), seconds)
-    except (ValueError, *storage_errors()) as error:
+    except _told_by_clients() as error:
         meant = store_of(f"{scheme}://").meant(error)
         if meant is error:
             raise

@@ -96,13 +96,14 @@ def listed(told: object) -> str:
     Raises:
         InvalidConfig: it is neither.
     """
-    parts = told if isinstance(told, list) else [told]
-    for part in parts:
+    texts: list[str] = []
+    for part in told if isinstance(told, list) else [told]:
         if not isinstance(part, str):
             raise InvalidConfig(
                 f"methods: expected a text, got {part!r}", "write pnp:pnp_f_t=0.5, without spaces"
             )
-    return ",".join(parts)
+        texts.append(part)
+    return ",".join(texts)
 
 
 def _method_of(name: str) -> str:

@@ -228,6 +228,8 @@ def test_azure_refuses_a_wrong_key(az, monkeypatch):
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", wrong)
     monkeypatch.setattr("fsspec.config.conf", {"az": {"skip_instance_cache": True}})
     client.forget()
-    with pytest.raises(StorageUnavailable, match=r"cannot write az://.*/x/y: .*failed to authenticate"):
+    with pytest.raises(
+        StorageUnavailable, match=r"cannot write az://.*/x/y: .*failed to authenticate"
+    ):
         Storage(az("x"), patience=600).write("y", b"1")
     client.forget()
