@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TYPED := pnp_batch $(wildcard jobs/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types browser pytest cluster soak wheel check-wheel format clean
+.PHONY: help venv demo test lint types browser azurite pytest cluster soak wheel check-wheel format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,8 +48,25 @@ browser: ## make Chromium available to the tests
 	  echo "hint: sudo apt-get install chromium chromium-driver" >&2; exit 1; \
 	fi
 
+# An emulator of Azure Blob Storage, which pip has none of.
+AZURITE_VERSION := 3.37.0
+AZURITE := $(VENV)/azurite/.installed-$(AZURITE_VERSION)
+azurite: $(AZURITE) ## make the emulator of Azure's storage available to the tests
+
+$(AZURITE): | $(INSTALLED)
+	@command -v npm > /dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  install="apt-get install -y -qq --no-install-recommends nodejs npm"; \
+	  export DEBIAN_FRONTEND=noninteractive; $$install || { apt-get update -qq && $$install; }; \
+	else \
+	  echo "error: npm is missing, with which the emulator of Azure's storage is installed" >&2; \
+	  echo "hint: sudo apt-get install nodejs npm" >&2; exit 1; \
+	fi
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@$(AZURITE_VERSION)
+	@touch $@
+
 # Tests with Ray and those of faults start many processes of their own, and want the machine for themselves.
-pytest: venv browser ## the test suite: no network, no GPU
+pytest: venv browser azurite ## the test suite: no network, no GPU
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not ray and not faults'
 	$(BIN)/pytest -m 'not gpu and (ray or faults)'
 

@@ -8,47 +8,41 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import lru_cache
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import lru_cache, partial
 from typing import Any
 
 import fsspec
 from fsspec.asyn import sync
 from fsspec.core import url_to_fs
 
-# Clients raise their own kinds where the network or the credentials fail; each counts only once
-# its module is loaded, so that no client is imported for a local run.
-_CLIENT_ERRORS = (
-    ("botocore.exceptions", "BotoCoreError"),
-    ("botocore.exceptions", "ClientError"),
-    ("aiohttp", "ClientError"),
-    ("gcsfs.retry", "HttpError"),
-    ("azure.core.exceptions", "AzureError"),
-)
-# What the same call would meet again.
-_LASTING_ERRORS = (
-    ("botocore.exceptions", "NoCredentialsError"),
-    ("botocore.exceptions", "PartialCredentialsError"),
-    ("botocore.exceptions", "ParamValidationError"),
-    ("botocore.exceptions", "NoRegionError"),
-)
-_S3 = ("s3://", "s3a://")
-_S3_CONFIG = {"retries": {"total_max_attempts": 1}, "connect_timeout": 10, "read_timeout": 30}
+from pnp_batch.stores import STORES, store_of
 
 
-def _loaded(names: tuple[tuple[str, str], ...]) -> list[type[BaseException]]:
-    return [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
+def storage_errors() -> tuple[type[Exception], ...]:
+    """The exceptions that a storage client may raise, for `except`.
+
+    Clients raise their own kinds where the network or the credentials fail; each counts only once
+    its module is loaded, so that no client is imported for a local run.
+    """
+    return (OSError, *_loaded(name for store in STORES for name in store.errors))
 
 
-def storage_errors() -> tuple[type[BaseException], ...]:
-    """The exceptions that a storage client may raise, for `except`."""
-    return (OSError, *_loaded(_CLIENT_ERRORS))
-
-
-def lasting_errors() -> tuple[type[BaseException], ...]:
+def lasting_errors() -> tuple[type[Exception], ...]:
     """Those among them that no second attempt changes."""
     kinds = (FileNotFoundError, FileExistsError, PermissionError)
     folders = (IsADirectoryError, NotADirectoryError)
-    return (*kinds, *folders, *_loaded(_LASTING_ERRORS))
+    return (*kinds, *folders, *_loaded(name for store in STORES for name in store.lasting))
+
+
+def _told_by_clients() -> tuple[type[Exception], ...]:
+    return (ValueError, *storage_errors())
+
+
+def _loaded(names: Iterable[tuple[str, str]]) -> list[type[Exception]]:
+    return [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
 
 
 def is_local(uri: str) -> bool:
@@ -61,7 +55,7 @@ def client(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
     Raises:
         ImportError: a package for this kind of storage is missing; the message names it.
-        ValueError: the URI has no known scheme.
+        ValueError: the URI has no known scheme, or its client lacks an account or an address.
     """
     return _client(uri, os.getpid())
 
@@ -77,13 +71,10 @@ def _client(uri: str, _process: int) -> tuple[fsspec.AbstractFileSystem, str]:
     if is_local(uri):
         fs, path = url_to_fs(uri)
         return fs, path
+    store = store_of(uri)
     # A listing cache would hide what other processes have written meanwhile.
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if uri.startswith(_S3):
-        configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-        options["config_kwargs"] = {**_S3_CONFIG, **configured}
-    fs, path = url_to_fs(uri, **options)
-    fs.retries = 1  # s3fs tries five times of its own
+    fs, path = url_to_fs(uri, use_listings_cache=False, **store.options())
+    store.once(fs)
     return fs, path
 
 
@@ -94,7 +85,36 @@ def call(
     seconds: float,
     **more: Any,
 ) -> Any:  # noqa: ANN401
-    """Calls a method of a client; raises `TimeoutError` after `seconds` if it can be stopped."""
-    if fs.async_impl:
-        return sync(fs.loop, getattr(fs, f"_{name}"), *args, timeout=seconds, **more)
-    return getattr(fs, name)(*args, **more)
+    """Calls a method of a client once.
+
+    Raises:
+        TimeoutError: it took longer than so many seconds; nothing waits for it any more.
+        OSError, storage_errors(): as the client says it, or `PermissionError` where it was refused.
+    """
+    scheme = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    if is_local(f"{scheme}://"):
+        return getattr(fs, name)(*args, **more)
+    try:
+        if fs.async_impl:
+            return sync(fs.loop, getattr(fs, f"_{name}"), *args, timeout=seconds, **more)
+        return _in_time(partial(getattr(fs, name), *args, **more), seconds)
+    except _told_by_clients() as error:
+        meant = store_of(f"{scheme}://").meant(error)
+        if meant is error:
+            raise
+        raise meant from error
+
+
+def _in_time(work: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401
+    """What some work returns or raises; one that hangs is left behind in its thread."""
+    answer: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(work())
+        # Whatever it is, it is raised where the answer is asked for.
+        except Exception as error:  # noqa: BLE001
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="pnp-batch-call", daemon=True).start()
+    return answer.result(seconds)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pnp_batch import models, record
 from pnp_batch.errors import JobError
-from pnp_batch.storage import Storage
+from pnp_batch.storage import Storage, StorageUnavailable
 
 GIB = 2**30
 LEAST_DISK = 2 * GIB
@@ -108,11 +108,16 @@ def _model(name: str) -> str:
 
 def _storage(uri: str) -> str:
     storage, name = Storage(uri), f"pnp-batch-probe-{uuid.uuid4().hex}"
-    begun = time.perf_counter()
-    storage.write(name, b"probe")
-    same = storage.read_if_there(name) == b"probe"
-    storage.delete(name)
+    place, begun = storage.place, time.perf_counter()
+    try:
+        storage.write(name, b"probe")
+        same = storage.read_if_there(name) == b"probe"
+        storage.delete(name)
+    except StorageUnavailable as error:
+        raise _Unfit(f"{error} ({place})", error.hint) from error
     if not same:
-        raise _Unfit(f"{uri}: what was written could not be read back", "use another storage")
+        raise _Unfit(
+            f"{uri}: what was written could not be read back ({place})", "use another storage"
+        )
     seconds = time.perf_counter() - begun
-    return f"{uri}: written, read and deleted a probe in {seconds:.2f} s"
+    return f"{uri}: written, read and deleted a probe in {seconds:.2f} s, {place}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -18,10 +18,22 @@ from pnp_batch.presets import PRESET, with_preset
 
 ENV_PREFIX = "PNP_BATCH_"
 INTEGER = "tag:yaml.org,2002:int"
+# Keys of a job file that one command alone knows.
+METHODS = "methods"
+OF_COMMANDS = {METHODS: "compare"}
 
 
-def read_file(text: str, path: str) -> dict[str, Any]:
-    """Parses a YAML job file. Raises `InvalidConfig` that names the file and an unknown key."""
+def read_file(text: str, path: str, also: Iterable[str] = ()) -> dict[str, Any]:
+    """Parses a YAML job file.
+
+    Args:
+        text: of the file.
+        path: what messages call it.
+        also: keys that the command knows beside the options of `run`.
+
+    Raises:
+        InvalidConfig: it is no such file, or has a key that is unknown here.
+    """
     import yaml  # --help needs none
 
     try:
@@ -34,8 +46,11 @@ def read_file(text: str, path: str) -> dict[str, Any]:
         return {}
     if not isinstance(loaded, Mapping):
         raise InvalidConfig(f"{path}: expected `key: value` lines", "see `pnp-batch run --help`")
-    known = {PRESET, *(f.name for f in fields(RunConfig))}
+    known = {PRESET, *also, *(f.name for f in fields(RunConfig))}
     for key in loaded:
+        if key in OF_COMMANDS and key not in known:
+            hint = f"pnp-batch {OF_COMMANDS[key]} --config {path}"
+            raise InvalidConfig(f"{path}: the key {key!r} is of another command", hint)
         if key not in known:
             raise InvalidConfig(f"{path}: unknown key {key!r}", did_you_mean(str(key), known))
     return dict(loaded)

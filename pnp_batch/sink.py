@@ -30,7 +30,7 @@ SHOWN = "masks: png"
 MASKS = "masks"
 # A store answers after many milliseconds, and a disk syncs as slowly; many images wait at once.
 WRITERS = 16
-_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,119}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 # Names that Windows keeps for devices, whatever their ending.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)

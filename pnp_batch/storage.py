@@ -11,10 +11,8 @@ bytes, and `create` finds out whose bytes are there.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
-import hashlib
 import io
 import posixpath
 import random
@@ -29,14 +27,13 @@ import fsspec
 from pnp_batch import atomic
 from pnp_batch.client import call, client, is_local, lasting_errors, storage_errors
 from pnp_batch.errors import JobError
+from pnp_batch.stores import Store, store_of
 
 # For who only looks; a run has its own, longer one.
 PATIENCE = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 # What one call may take: a server that never answers, and the slowest link worth using.
 CALL_SECONDS, BYTES_A_SECOND = 30.0, 250_000
-# Larger files are sent in parts, which take no checksum of the whole.
-LARGEST_CHECKED = 50 * 2**20
 # Of a file that is read in pieces.
 PIECE = 4 * 2**20
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -77,9 +74,29 @@ class Storage:
         return is_local(self.uri)
 
     @property
+    def store(self) -> Store:
+        """The kind of object store that it is, if it is none of this machine's folders."""
+        return store_of(self.uri)
+
+    @property
     def fs(self) -> fsspec.AbstractFileSystem:
         """The file system; one instance per process and root."""
         return self._client()[0]
+
+    @property
+    def place(self) -> str:
+        """What people call it, with the endpoint that is asked; without secrets.
+
+        Raises:
+            StorageUnavailable: there is no client for it.
+        """
+        if self.is_local:
+            return "a folder of this machine"
+        try:
+            told = self.store.place(self.fs)
+        except storage_errors() as error:
+            raise self._unavailable("reach", "", error) from error
+        return f"{self.store.name} at {told}" if told else self.store.name
 
     def path(self, name: str) -> str:
         """The file system's own path of a file under the root."""
@@ -91,12 +108,15 @@ class Storage:
             return client(self.uri)
         except (ImportError, ValueError) as error:
             raise StorageUnavailable(
-                f"{self.uri}: {error}", "check the URI's scheme; pip install what the message names"
+                f"{self.uri}: {' '.join(str(error).split())}",
+                "check the URI and the environment (docs/storage.md); install what is missing",
             ) from error
+        except storage_errors() as error:
+            raise self._unavailable("reach", "", error) from error
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises `FileNotFoundError`, `StorageUnavailable`."""
-        data: bytes = self._tried("read", name, lambda: self._call("cat_file", name))
+        data: bytes = self._tried("read", name, lambda: self._get(name))
         return data
 
     def read_if_there(self, name: str) -> bytes | None:
@@ -114,9 +134,7 @@ class Storage:
 
     def read_piece(self, name: str, start: int, end: int) -> bytes:
         """Some bytes of a file. Raises as `read` does."""
-        data: bytes = self._tried(
-            "read", name, lambda: self._call("cat_file", name, start=start, end=end)
-        )
+        data: bytes = self._tried("read", name, lambda: self._get(name, start=start, end=end))
         return data
 
     def write(self, name: str, data: bytes) -> None:
@@ -214,19 +232,19 @@ class Storage:
             hint = "make room there, then run the same command again: it goes on where it was"
         return StorageUnavailable(f"cannot {verb} {posixpath.join(self.uri, name)}: {reason}", hint)
 
+    def _get(self, name: str, **more: int) -> Any:  # noqa: ANN401 - what a client answers
+        return self._call("cat_file", name, **more, **self.store.read())
+
     def _put(self, name: str, data: bytes, **more: Any) -> None:
-        if self.uri.startswith("s3") and len(data) <= LARGEST_CHECKED:
-            # The store refuses bytes that changed on the way.
-            digest = hashlib.md5(data, usedforsecurity=False).digest()
-            more["ContentMD5"] = base64.b64encode(digest).decode()
-        self._call("pipe_file", name, data, size=len(data), **more)
+        told = {**self.store.write(data), **more}
+        self._call("pipe_file", name, data, size=len(data), **told)
 
     def _create(self, name: str, data: bytes) -> bool:
         try:
             if self.is_local:
                 atomic.write(Path(self.path(name)), data, replace=False)
             else:
-                self._put(name, data, mode="create")
+                self._put(name, data, **self.store.create())
         except storage_errors():
             there = self.read_if_there(name)
             if there is None:
@@ -251,6 +269,10 @@ class _Pieces(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset
         return self._at
+
+    def readall(self) -> bytes:
+        # Python's own asks for a few kB at a time.
+        return b"".join(iter(lambda: self.read(PIECE), b""))
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - anything with a buffer
         end = min(self._at + len(buffer), self._size)

@@ -90,6 +90,22 @@ def variants(text: str, config: RunConfig) -> list[Variant]:
     return found
 
 
+def listed(told: object) -> str:
+    """The text of a job file's `methods`, a text or a list of them, as `variants` takes it.
+
+    Raises:
+        InvalidConfig: it is neither.
+    """
+    texts: list[str] = []
+    for part in told if isinstance(told, list) else [told]:
+        if not isinstance(part, str):
+            raise InvalidConfig(
+                f"methods: expected a text, got {part!r}", "write pnp:pnp_f_t=0.5, without spaces"
+            )
+        texts.append(part)
+    return ",".join(texts)
+
+
 def _method_of(name: str) -> str:
     return str(PRESETS.get(name, {}).get("method", name))
 

@@ -1,5 +1,5 @@
-"""The suite's ground: a process environment that reaches no network and no one's settings, and a
-real S3 server on this machine.
+"""The suite's ground: a process environment that reaches no network and no one's settings, and
+real object stores on this machine.
 
 The environment is set while pytest loads this file, before any test module imports torch, Ray or
 botocore.
@@ -11,19 +11,12 @@ import atexit
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from tests import emulators
 
 
 def _free_port() -> int:
@@ -35,10 +28,13 @@ def _free_port() -> int:
 # What a machine remembers, such as how fast it is, no test may find.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="pnp-batch-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
-S3_BUCKET = "pnp-batch-tests"
+BUCKET = "pnp-batch-tests"
 S3_ENDPOINT = f"http://127.0.0.1:{_free_port()}"
+GS_ENDPOINT = f"http://127.0.0.1:{_free_port()}"
+AZ_ENDPOINT = f"http://127.0.0.1:{_free_port()}/{emulators.ACCOUNT}"
 
-for name in [name for name in os.environ if name.startswith(("PNP_BATCH_", "AWS_", "RAY_"))]:
+OTHERS = ("PNP_BATCH_", "AWS_", "RAY_", "AZURE_", "GOOGLE_", "GCSFS_", "FSSPEC_")
+for name in [name for name in os.environ if name.startswith(OTHERS)]:
     del os.environ[name]  # a developer's own settings must not decide what a test sees
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -46,8 +42,10 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     OMP_WAIT_POLICY="PASSIVE",  # where a test has more threads, they do not spin on a busy machine
     RAY_USAGE_STATS_ENABLED="0",
-    # The S3 server's address is set from the start, so that Ray workers know it whichever fixture
+    # The stores' addresses are set from the start, so that Ray workers know them whichever fixture
     # comes first, and so that no test can reach a real bucket by mistake.
+    STORAGE_EMULATOR_HOST=GS_ENDPOINT,
+    AZURE_STORAGE_CONNECTION_STRING=emulators.connection_string(AZ_ENDPOINT),
     AWS_ENDPOINT_URL=S3_ENDPOINT,
     AWS_ENDPOINT_URL_S3=S3_ENDPOINT,
     AWS_ACCESS_KEY_ID="testing",
@@ -64,37 +62,36 @@ import torch  # noqa: E402 - it reads OMP_NUM_THREADS while it is imported
 torch.set_num_threads(1)
 
 
+Place = Callable[[str], str]
+
+
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """Run an S3 server process with one bucket; yields `uri(prefix)`, which names a place in it.
 
     Child processes and Ray workers find the server through the environment, as this process does.
-    Tests share the bucket: each uses a prefix of its own.
+    Tests share the bucket: each uses a prefix of its own. `gs` and `az` are alike.
     """
-    import s3fs
-
-    log = tmp_path_factory.mktemp("s3") / "server.log"
-    port = S3_ENDPOINT.rpartition(":")[2]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
-    with log.open("wb") as sink:
-        server = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
-    try:
-        _wait_until_it_answers(server, log)
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir(S3_BUCKET)
-        yield lambda prefix: f"s3://{S3_BUCKET}/{prefix}"
-    finally:
-        s3fs.S3FileSystem.clear_instance_cache()
-        server.terminate()
-        server.wait(timeout=10)
+    with emulators.s3(S3_ENDPOINT, tmp_path_factory.mktemp("s3")):
+        yield _bucket("s3")
 
 
-def _wait_until_it_answers(server: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{S3_ENDPOINT}/moto-api/", timeout=5):
-                return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.1)
-    raise RuntimeError(f"the S3 server at {S3_ENDPOINT} did not start:\n{log.read_text()}")
+@pytest.fixture(scope="session")
+def gs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Google Cloud Storage, as `s3`."""
+    with emulators.gs(GS_ENDPOINT, tmp_path_factory.mktemp("gs")):
+        yield _bucket("gs")
+
+
+@pytest.fixture(scope="session")
+def az(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Azure Blob Storage, as `s3`."""
+    with emulators.az(AZ_ENDPOINT, tmp_path_factory.mktemp("az")):
+        yield _bucket("az")
+
+
+def _bucket(scheme: str) -> Place:
+    from pnp_batch.client import client  # whose modules read the environment, too
+
+    client(f"{scheme}://{BUCKET}")[0].mkdir(BUCKET)
+    return lambda prefix: f"{scheme}://{BUCKET}/{prefix}"

@@ -46,6 +46,7 @@ FLOORS = (
             "given",
             "clock",
             "process",
+            "stores",
             "client",
             "atomic",
             "storage",

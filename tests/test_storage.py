@@ -16,12 +16,12 @@ import pytest
 from pnp_batch.storage import Storage, StorageUnavailable, absolute, is_local
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "gs", "az"])
 def root(request, tmp_path):
-    """An empty root, on this machine's disk and on the S3 server."""
+    """An empty root, on this machine's disk and in every kind of object store."""
     if request.param == "local":
         return Storage(str(tmp_path / "root"))
-    return Storage(request.getfixturevalue("s3")(f"storage/{tmp_path.name}"))
+    return Storage(request.getfixturevalue(request.param)(f"storage/{tmp_path.name}"))
 
 
 def test_what_is_written_is_read_back(root):

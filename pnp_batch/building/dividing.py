@@ -10,20 +10,15 @@ import posixpath
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pnp_batch.building.counts import guidance
-from pnp_batch.building.pictures import Pictures
 from pnp_batch.building.refusal import NotBuilt
 from pnp_batch.building.target import Built, Target
-from pnp_batch.manifest import LISTED, Manifest, read
+from pnp_batch.building.whole import Whole
+from pnp_batch.manifest import read
 from pnp_batch.manifest.places import kind_of
-from pnp_batch.rows import identified
-from pnp_batch.storage import absolute
 
 
 def split(uri: str, parts: int, folder: str, *, force: bool = False) -> list[Built]:
@@ -35,12 +30,11 @@ def split(uri: str, parts: int, folder: str, *, force: bool = False) -> list[Bui
         InvalidManifest: the manifest cannot be read.
         NotBuilt: there are fewer guidance images than parts, or a part is there already.
     """
-    manifest = read(uri)
+    whole = Whole(read(uri), folder)
     targets = [
-        Target(posixpath.join(folder, f"part-{number:03d}.{_kind(manifest)}"), force)
+        Target(posixpath.join(folder, f"part-{number:03d}.{whole.kind}"), force)
         for number in range(parts)
     ]
-    whole = _Whole(manifest, folder)
     part_of = _balanced(whole, parts)
     if len(part_of) < parts:
         raise NotBuilt(
@@ -66,15 +60,14 @@ def sample(uri: str, count: int, target: Target, *, seed: int = 0) -> Built:
         NotBuilt: the target is of another format.
     """
     manifest = read(uri)
-    if kind_of(target.output) != _kind(manifest):
+    whole = Whole(manifest, target.base)
+    if kind_of(target.output) != whole.kind:
         raise NotBuilt(
-            f"{target.output}: {uri} is {_kind(manifest)}",
-            f"use an --output that ends in .{_kind(manifest)}",
+            f"{target.output}: {uri} is {whole.kind}", f"use an --output that ends in .{whole.kind}"
         )
     total = sum(file.count for file in manifest.files)
     chosen = np.zeros(total, bool)
     chosen[random.Random(seed).sample(range(total), min(count, total))] = True
-    whole = _Whole(manifest, target.base)
 
     def tables() -> Iterator[pa.Table]:
         begun = 0
@@ -87,11 +80,7 @@ def sample(uri: str, count: int, target: Target, *, seed: int = 0) -> Built:
     return target.write_tables(whole.schema, tables(), whole.pictures)
 
 
-def _kind(manifest: Manifest) -> str:
-    return kind_of(manifest.files[0].where) or "parquet"
-
-
-def _balanced(whole: _Whole, parts: int) -> dict[bytes, int]:
+def _balanced(whole: Whole, parts: int) -> dict[bytes, int]:
     """The part of each guidance image: the next one goes where there is least."""
     sizes: dict[bytes, int] = {}
     for _, keys in whole.rows():
@@ -104,78 +93,3 @@ def _balanced(whole: _Whole, parts: int) -> dict[bytes, int]:
         heapq.heapreplace(load, (least + size, number))
         found[key] = number
     return found
-
-
-class _Whole:
-    """A manifest's rows as its parts in another folder have them.
-
-    Args:
-        manifest: the whole.
-        folder: where the parts will lie.
-    """
-
-    def __init__(self, manifest: Manifest, folder: str) -> None:
-        self._manifest = manifest
-        self._moves = absolute(folder) != manifest.base
-        self._place = lru_cache(100_000)(self._moved)
-        self.pictures = Pictures(manifest.base, folder)
-        kinds = [file.parsed.schema for file in manifest.files]
-        self._embeds = any(pa.types.is_struct(kind.field("image").type) for kind in kinds)
-        lists = {_is_list(kind.field("prompt").type) for kind in kinds}
-        # JSON Lines tells row by row.
-        self._lists = None if _kind(manifest) == "jsonl" else lists == {True}
-        if len(lists) > 1 and self._lists is not None:
-            raise NotBuilt(
-                f"{manifest.uri}: some of its files have lists of prompts, some have not",
-                "split or sample them one by one",
-            )
-
-    def rows(self) -> Iterator[tuple[pa.Table, list[bytes]]]:
-        """All rows with their ids, checked, and what names the guidance image of each."""
-        for batch, ids in identified(self._manifest):
-            own = {name: batch[name] for name in batch.schema.names if name != "row_id"}
-            table = pa.table({"row_id": pa.array(ids, pa.string()), **own})
-            yield table, [key for key, _ in guidance(table)]
-
-    @cached_property
-    def schema(self) -> pa.Schema:
-        """Of the parts: of the whole, with `row_id`."""
-        fields = [field for field in self._manifest.schema if field.name != "row_id"]
-        schema = pa.schema([("row_id", pa.string()), *fields])
-        return self._as_given(schema.empty_table()).schema
-
-    def restored(self, table: pa.Table) -> pa.Table:
-        """Checked rows as they were before, their images named from the parts' folder."""
-        return self._as_given(table).cast(self.schema)
-
-    def _as_given(self, table: pa.Table) -> pa.Table:
-        columns = {name: table[name] for name in table.column_names}
-        columns["image"] = self._images(table["image"])
-        if self._lists is not None:
-            del columns[LISTED]
-            if not self._lists:
-                columns["prompt"] = pc.list_element(table["prompt"], 0)
-        return pa.table(columns)
-
-    def _images(self, column: pa.ChunkedArray) -> pa.Array:
-        images = column.combine_chunks()
-        paths, data = (pc.struct_field(images, part) for part in ("path", "bytes"))
-        if self._moves:
-            told = zip(paths.to_pylist(), pc.is_null(data).to_pylist(), strict=True)
-            moved = [self._place(path) if path and alone else path for path, alone in told]
-            paths = pa.array(moved, pa.string())
-        if not self._embeds:
-            return paths
-        return pa.StructArray.from_arrays([data, paths], names=["bytes", "path"])
-
-    def _moved(self, path: str) -> str:
-        if "://" in path:
-            return path
-        try:
-            return self.pictures.reference(path)
-        except NotBuilt:  # another root's, or a bad row, which stays one
-            return posixpath.join(self._manifest.base, path)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))

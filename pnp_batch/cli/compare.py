@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pnp_batch.cli.last_words import last_words
-from pnp_batch.cli.options import answer, common, configured, job
+from pnp_batch.cli.options import answer, common, configured, job, job_file
+from pnp_batch.given import METHODS
 
 if TYPE_CHECKING:
     from pnp_batch.compare import Comparison
@@ -22,7 +23,7 @@ SCORES = 2  # more make lines too long; the files have all
     metavar="A,B:NAME=VALUE,...",
     default="",
     help="Methods or presets, each with values of its own behind colons, such as"
-    " pnp,sdedit-low,pnp:pnp_f_t=0.5.  [default: the usual ones]",
+    " pnp,sdedit-low,pnp:pnp_f_t=0.5.  [default: those of --config, or the usual ones]",
 )
 @job
 @common
@@ -34,10 +35,12 @@ def compare(methods: str, as_json: bool, **given: Any) -> int:
     """
     from pnp_batch import compare as library
     from pnp_batch import progress
-    from pnp_batch.variants import variants
+    from pnp_batch.variants import listed, variants
 
-    config = configured(given)
-    chosen = variants(methods, config)
+    file = job_file(given.pop("config_file"), also=[METHODS])
+    told = listed(file.pop(METHODS, None) or "")
+    config = configured(given, file)
+    chosen = variants(methods or told, config)
     died = "the process was killed, or Ray's own processes were; what is recorded stays"
     with last_words(died, "run the same command again to go on"), progress.shown() as listener:
         found = library.compare(config, chosen, listener)

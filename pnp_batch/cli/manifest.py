@@ -179,6 +179,29 @@ def sample(whole: str, count: int, seed: int, output: str, force: bool, as_json:
     _tell([draw(whole, count, _to(output, force), seed=seed)], as_json)
 
 
+@manifest.command()
+@click.argument("whole", metavar="MANIFEST")
+@click.option(
+    "--set",
+    "given",
+    metavar="NAME=V1,V2,...",
+    multiple=True,
+    required=True,
+    help="A parameter and its values; repeatable. With ; between values that hold commas.",
+)
+@_target
+def sweep(whole: str, given: tuple[str, ...], output: str, force: bool, as_json: bool) -> None:
+    """A manifest with every row once for each combination of values.
+
+    Ids tell the values: cat-0__pnp_f_t=0.4__pnp_attn_t=0.2. All rows of an image share its
+    inversion and, unless it is swept, its seed.
+    """
+    from pnp_batch import methods
+    from pnp_batch.building.sweep import sweep as multiply
+
+    _tell([multiply(whole, given, _to(output, force), methods.KNOWN)], as_json)
+
+
 def _to(output: str, force: bool) -> Target:
     from pnp_batch.building import Target
 

@@ -126,19 +126,22 @@ def configured(given: Mapping[str, Any], otherwise: Mapping[str, Any] | None = N
 
     `otherwise` holds what a command falls back on where `run` would ask for a value.
     """
+    values = dict(given)
+    file = {**(otherwise or {}), **job_file(values.pop("config_file", None))}
+    return build({name: value for name, value in values.items() if value not in (None, ())}, file)
+
+
+def job_file(path: str | None, also: Iterable[str] = ()) -> dict[str, Any]:
+    """What a job file says, by key; nothing where there is none. Raises as `read_file` does."""
     from pnp_batch.storage import Storage  # --help needs no storage
 
-    values = dict(given)
-    path = values.pop("config_file", None)
-    flags = {name: value for name, value in values.items() if value not in (None, ())}
-    file: dict[str, Any] = dict(otherwise or {})
-    if path:
-        folder, _, name = path.rpartition("/")
-        data = Storage(folder or ("/" if path.startswith("/") else ".")).read_if_there(name)
-        if data is None:
-            raise InvalidConfig(f"{path}: no such file", "check --config")
-        file |= read_file(data.decode("utf-8", "replace"), path)
-    return build(flags, file)
+    if not path:
+        return {}
+    folder, _, name = path.rpartition("/")
+    data = Storage(folder or ("/" if path.startswith("/") else ".")).read_if_there(name)
+    if data is None:
+        raise InvalidConfig(f"{path}: no such file", "check --config")
+    return read_file(data.decode("utf-8", "replace"), path, also)
 
 
 def answer(text: str, body: Mapping[str, Any], *, as_json: bool) -> None:

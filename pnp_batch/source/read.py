@@ -26,6 +26,7 @@ from pnp_batch.errors import (
 from pnp_batch.source.limits import Clock, check_bytes
 from pnp_batch.source.policy import WEB_SCHEMES, SourcePolicy, locate, scheme_of, shown
 from pnp_batch.source.web import read_web
+from pnp_batch.stores import store_of
 
 # No second attempt changes these.
 _LASTING = (PermissionError, ImportError, ssl.SSLCertVerificationError)
@@ -107,7 +108,8 @@ def _read_store(uri: str, policy: SourcePolicy, clock: Clock) -> bytes:
         return b""
     # The range keeps the limit also where the object has grown, or hides its size.
     end = policy.max_bytes + 1 if size is None else size
-    data: bytes = call(fs, "cat_file", path, start=0, end=end, seconds=clock.left())
+    told = store_of(uri).read()
+    data: bytes = call(fs, "cat_file", path, start=0, end=end, seconds=clock.left(), **told)
     check_bytes(len(data), policy, uri)
     if size is not None and len(data) != size:
         raise StorageError(f"{shown(uri)}: {len(data)} of {size} bytes came; retry the row")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +19,6 @@ from pnp_batch.errors import InvalidManifest, InvalidModel, OutputMismatch
 from pnp_batch.provenance import EDITED, GENERATED, TOLD
 from pnp_batch.storage import Storage
 from tests.pipeline.conftest import Jobs, pixels, recorded, rows_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def test_every_row_is_recorded_once_with_its_image_or_its_error(jobs: Jobs) -> None:
@@ -233,33 +229,6 @@ def test_embedded_images_of_hugging_face_layout(jobs: Jobs) -> None:
     for row in rows:
         assert (pixels(result.output, row) == np.asarray(image)).all()
         assert row["source_sha256"] == hashlib.sha256(data).hexdigest()
-
-
-def test_manifest_images_output_and_cache_on_an_s3_server(
-    jobs: Jobs, s3: Callable[[str], str]
-) -> None:
-    image = jobs.picture("a.png", 1)
-    place = Storage(s3("whole-job"))
-    place.write("in/pictures/a.png", (jobs.folder / "a.png").read_bytes())
-    uri = f"{place.uri}/in/pictures/a.png"
-    lines = [
-        {"row_id": "relative", "image": "pictures/a.png", "prompt": "x"},
-        {"row_id": "absolute", "image": uri, "prompt": "x", "method": "copy"},
-        {"row_id": "gone", "image": "pictures/b.png", "prompt": "x"},
-    ]
-    place.write("in/m.jsonl", "\n".join(map(json.dumps, lines)).encode())
-    output, cache = f"{place.uri}/out", f"{place.uri}/cache"
-    result = jobs.run(f"{place.uri}/in/m.jsonl", output, cache=cache)
-    rows = rows_of(output)
-    assert {k: r["error_type"] for k, r in rows.items()} == {
-        "relative": None,
-        "absolute": None,
-        "gone": "ImageNotFound",
-    }
-    assert (pixels(output, rows["absolute"]) == np.asarray(image)).all()
-    assert len(Storage(cache).files()) == 1
-    assert jobs.run(f"{place.uri}/in/m.jsonl", output, cache=cache).summary == result.summary
-    assert len(rows_of(output)) == 3
 
 
 def test_an_output_of_another_configuration_is_refused_with_what_differs(jobs: Jobs) -> None:
