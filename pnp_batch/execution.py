@@ -22,6 +22,8 @@ from pnp_batch.errors import JobError
 from pnp_batch.process import trim_memory
 
 POLL_SECONDS = 0.2
+# Of one graph after another: the driver's Ray keeps account of each block until a graph ends.
+BLOCKS_A_ROUND = 20_000
 ENDING_SECONDS = 3.0
 
 
@@ -42,7 +44,8 @@ class Graph(Protocol):
         """The rows to do, in blocks; asked for once."""
 
     def run(self, data: ray.data.Dataset, control: Any, count: int) -> None:  # noqa: ANN401
-        """Does so many blocks, of which each row of `data` has the number of one.
+        """Does so many blocks, of which each row of `data` has the number of one; called again
+        for more, where there are many.
 
         `control` is the handle of the actor that has the rows.
         """
@@ -150,9 +153,13 @@ class Execution:
             self.error = _as_job_error(error)
 
     def _execute(self) -> None:
-        numbers = [{"block": number} for number in range(self._count)]
-        data = ray.data.from_items(numbers, override_num_blocks=len(numbers))
-        self._graph.run(data, self._control, self._count)
+        for begun in range(0, self._count, BLOCKS_A_ROUND):
+            if self._stopping:
+                return
+            blocks = range(begun, min(begun + BLOCKS_A_ROUND, self._count))
+            numbers = [{"block": number} for number in blocks]
+            data = ray.data.from_items(numbers, override_num_blocks=len(numbers))
+            self._graph.run(data, self._control, len(numbers))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pnp_batch import clock, cluster, lease, record, results
+from pnp_batch.compaction import Compaction
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import (
     EXIT_INTERRUPTED,
@@ -26,7 +27,7 @@ from pnp_batch.lease import Lease
 from pnp_batch.record import Record
 from pnp_batch.resources import Resources, resources
 from pnp_batch.results import Summary
-from pnp_batch.stages import Reading, Work
+from pnp_batch.stages import PARTS, Reading, Work
 from pnp_batch.storage import Storage
 from pnp_batch.translation import Translation
 
@@ -147,11 +148,13 @@ def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
     settings = {**job.settings, "device": on.device, "dtype": on.dtype}
     record.refuse_other(job.output, settings)
     journal = _Journal(job, settings)
-    with Execution(Translation(job, _work(job, on), on)) as execution:
+    graph = Translation(job, _work(job, on), on)
+    with Execution(graph) as execution, Compaction(job.output) as compaction:
         for _ in execution.watch():
             progress = _progress(job, begun, execution.phase, execution)
             say(progress)
             mine.check()
+            compaction.look(execution.counts[PARTS])
             journal.keep(progress)
             if execution.signals > 1 or execution.draining > job.config.drain_timeout:
                 journal.keep(progress, state=record.INTERRUPTED)

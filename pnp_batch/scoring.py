@@ -32,6 +32,7 @@ class Unscored:
 
     Attributes:
         path: of the manifest's rows, once `find` has been called.
+        names: of the parts that the blocks are read from.
         total: rows with a picture, scored or not.
         count: rows in the blocks.
         schema: of their records, with scores.
@@ -45,12 +46,11 @@ class Unscored:
         self._output = work.output
         self._blocks: list[tuple[str, np.ndarray]] = []
         self._held: tuple[str, pa.Table] = ("", pa.table({}))
-        names = parts(work.output)
+        self.names = parts(work.output)
         schemas: list[pa.Schema] = []
         look = partial(_looked, keys=() if again else work.measures.keys.values())
-        for name, (own, ok, missing) in zip(
-            names, some_parts(work.output, names, look), strict=True
-        ):
+        looked = some_parts(work.output, self.names, look)
+        for name, (own, ok, missing) in zip(self.names, looked, strict=True):
             schemas.append(own)
             self.total += ok
             self.count += len(missing)

@@ -150,8 +150,17 @@ class Storage:
         """Relative names of all files below a folder, sorted; none when it does not exist."""
         return [name for name in self.listing(folder) if not atomic.is_temporary(name)]
 
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of all files below a folder by their relative names."""
+        found = self._found(folder)
+        return {n: int(i["size"] or 0) for n, i in found.items() if not atomic.is_temporary(n)}
+
     def listing(self, folder: str = "") -> dict[str, datetime]:
         """All files below a folder, temporary ones too, and when each was last written."""
+        return {name: _written_at(info) for name, info in self._found(folder).items()}
+
+    def _found(self, folder: str) -> dict[str, dict[str, Any]]:
+        """What the store says of each file below a folder, by its relative name, sorted."""
         root = self.path("")
 
         def find() -> dict[str, Any]:
@@ -161,7 +170,7 @@ class Storage:
             return {}
 
         found = self._tried("list", folder, find)
-        return {posixpath.relpath(p, root): _written_at(found[p]) for p in sorted(found)}
+        return {posixpath.relpath(p, root): found[p] for p in sorted(found)}
 
     def delete(self, name: str) -> None:
         """Removes a file; one that is gone already is fine."""

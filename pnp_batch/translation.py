@@ -22,7 +22,6 @@ BLOCKS_A_WORKER = 8
 # What a crash may cost is a block: few rows where each takes the model, more where none does.
 LARGEST_BLOCK, LARGEST_MODEL_BLOCK = 256, 16
 LARGEST_BYTES = 32 * 2**20  # of a block's pixels
-MOST_BLOCKS = 20_000
 
 
 class Translation:
@@ -44,7 +43,7 @@ class Translation:
         todo, image = job.todo, job.listing.guidance
         todo = todo[ordered(image[todo], job.places.share[todo])]
         places = job.places.of(todo)
-        wanted = max(self._on.workers * BLOCKS_A_WORKER, min(len(todo) // largest, MOST_BLOCKS))
+        wanted = max(self._on.workers * BLOCKS_A_WORKER, len(todo) // largest)
         ends = cuts(image[todo], places.share, places.images * places.ahead, wanted)
         return Blocks(job.listing.file.path, todo, places, ends)
 

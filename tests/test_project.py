@@ -62,6 +62,7 @@ FLOORS = (
             "parts",
             "recorded",
             "results",
+            "compaction",
             "record",
             "attempts",
             "scores",

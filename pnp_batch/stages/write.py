@@ -12,7 +12,7 @@ from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
 
 from pnp_batch import sink
-from pnp_batch.stages.work import Work
+from pnp_batch.stages.work import PARTS, Work
 
 
 class Sink(Datasink[None]):
@@ -39,5 +39,6 @@ class Sink(Datasink[None]):
             work.sink,
         )
         counts: Counter[str] = Counter(recorded["status"].to_pylist())
+        counts[PARTS] = 1
         # Waited for, so that no count is lost when the run ends right after.
         ray.get(self._control.add.remote(dict(counts)))
