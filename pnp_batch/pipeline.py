@@ -137,8 +137,8 @@ def _nothing_to_do(job: Job, begun: float) -> RunResult:
 def _sweep(job: Job) -> None:
     """Removes what killed writers have left, here and in a cache apart."""
     job.output.sweep()
-    if job.config.cache:
-        Storage(job.config.cache).sweep()
+    if job.config.cache and job.config.cache_uri:
+        Storage(job.config.cache_uri).sweep()
 
 
 def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
@@ -206,7 +206,7 @@ def _work(job: Job, on: Resources) -> Work:
     config = job.config
     return Work(
         output=job.output,
-        cache=Storage(config.cache_uri, config.storage_patience),
+        cache=config.cache_uri and Storage(config.cache_uri, config.storage_patience),
         model=job.model,
         device=on.device,
         dtype=on.dtype,

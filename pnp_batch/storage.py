@@ -146,6 +146,18 @@ class Storage:
             raise FileNotFoundError(posixpath.join(self.uri, name))
         return int(info.get("size") or 0)
 
+    def is_empty(self) -> bool:
+        """True when nothing is below the root; tells without a look at all of it."""
+
+        def look() -> bool:
+            try:
+                return not self._call("ls", "", detail=False)
+            except FileNotFoundError:
+                return True
+
+        empty: bool = self._tried("list", "", look)
+        return empty
+
     def files(self, folder: str = "") -> list[str]:
         """Relative names of all files below a folder, sorted; none when it does not exist."""
         return [name for name in self.listing(folder) if not atomic.is_temporary(name)]

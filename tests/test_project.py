@@ -51,12 +51,12 @@ FLOORS = (
             "storage",
             "lease",
             "manifest",
+            "digest",
             "identity",
             "rows",
             "batches",
         ),
         *(
-            "digest",
             "listing",
             "shards",
             "parts",

@@ -31,7 +31,7 @@ class Work:
     """What every stage needs to know of the job."""
 
     output: Storage
-    cache: Storage
+    cache: Storage | None
     model: ModelFiles
     device: str
     dtype: str
