@@ -116,7 +116,7 @@ class Evaluation:
     def __init__(self, work: Scoring, unscored: Unscored, workers: int, gpus: float) -> None:
         self._work = work
         self._unscored = unscored
-        self._workers = workers
+        self.workers = workers
         self._gpus = gpus
 
     def blocks(self) -> Unscored:
@@ -131,7 +131,7 @@ class Evaluation:
             batch_format="pyarrow",
             batch_size=1,
             compute=ActorPoolStrategy(
-                size=min(self._workers, count), max_tasks_in_flight_per_actor=1
+                size=min(self.workers, count), max_tasks_in_flight_per_actor=1
             ),
             num_cpus=1,
             num_gpus=self._gpus or None,

@@ -33,6 +33,7 @@ class Translation:
         self._job = job
         self._work = work
         self._on = on
+        self.workers = on.workers
         self._needs_model = _needs_model(job)
 
     def blocks(self) -> Blocks:

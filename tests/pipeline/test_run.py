@@ -14,7 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pnp_batch import Translator, pipeline, provenance, results
+from pnp_batch import (
+    Translator,
+    compaction,
+    execution,
+    pipeline,
+    provenance,
+    results,
+    translation,
+)
 from pnp_batch.config import with_values
 from pnp_batch.errors import InvalidManifest, InvalidModel, OutputMismatch
 from pnp_batch.provenance import EDITED, GENERATED, TOLD
@@ -76,6 +84,24 @@ def test_every_row_is_recorded_once_with_its_image_or_its_error(jobs: Jobs) -> N
     assert (record["done"], record["failed"], record["rows"]) == (6, 4, 10)
 
 
+def test_many_blocks_are_done_in_rounds_while_their_parts_stay_few(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translation, "LARGEST_BLOCK", 1)
+    monkeypatch.setattr(execution, "BLOCKS_A_ROUND", 25)
+    monkeypatch.setattr(execution, "BLOCKS_A_WORKER", 1)
+    monkeypatch.setattr(compaction, "WORTH", 8)
+    jobs.picture("a.png", 1)
+    rows = [{"image": "a.png", "source_prompt": f"{n}", "prompt": "x"} for n in range(60)]
+    config = jobs.config(jobs.manifest(rows), method="copy")
+    seen: list[list[str]] = []
+    result = pipeline.run(config, lambda _: seen.append(results.parts(Storage(config.output))))
+    assert result.summary.done == 60
+    assert len(rows_of(config.output)) == 60
+    assert 8 < max(map(len, seen)) < 45
+    assert len(results.parts(Storage(config.output))) == 1
+
+
 def test_running_again_does_only_what_is_missing(jobs: Jobs) -> None:
     jobs.picture("a.png", 1)
     jobs.picture("b.png", 2)
@@ -135,6 +161,12 @@ def test_one_inversion_serves_all_prompts_and_a_second_job(jobs: Jobs) -> None:
     other = [{"row_id": n, "image": f"{n}.png", "prompt": "w"} for n in "ab"]
     second = jobs.run(jobs.manifest(other, "other.jsonl"), str(jobs.folder / "two"), cache=cache)
     assert (second.progress.inverted, second.progress.cached) == (0, 2)
+
+    alone = jobs.run(jobs.manifest(other, "other.jsonl"), str(jobs.folder / "three"), cache="none")
+    assert (alone.progress.inverted, alone.progress.cached) == (2, 0)
+    assert not list(jobs.folder.rglob("none")) + Storage(alone.output).files("latents")
+    pictures = [{n: row["sha256"] for n, row in rows_of(r.output).items()} for r in (second, alone)]
+    assert pictures[0] == pictures[1]
 
 
 def test_a_damaged_cache_entry_is_replaced_and_changes_no_picture(jobs: Jobs) -> None:
