@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pnp_batch.digest import Distinct, digests
 from pnp_batch.building.refusal import NotBuilt, shown
+from pnp_batch.digest import Distinct, digests
 
 
 class Counts:
