@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 
 import click
-import psutil
+import psutil  # type: ignore[import-untyped]  # it brings no types
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,8 +31,16 @@ PICTURES, SIDE = 20, 64
 ROWS_A_GROUP = 100_000
 LOOKS = 0.25  # seconds between two looks at a process
 COLUMNS = (
-    *("rows", "plan, s", "plan, MiB", "first row after, s", "rows/s", "driver, MiB", "in the end"),
-    *("rows done", "parts at most", "status, s", "status, MiB", "resume, s", "rows/s then"),
+    *(
+        "rows",
+        "plan, CPU s",
+        "plan, MiB",
+        "first row after, s",
+        "rows/s",
+        "driver, MiB",
+        "in the end",
+    ),
+    *("rows done", "parts at most", "status, CPU s", "status, MiB", "resume, s", "rows/s then"),
     *("driver, MiB then", "parts at last", "result bytes a row", "image bytes a row"),
 )
 
@@ -42,13 +50,13 @@ class Watched:
     """A process under watch.
 
     Attributes:
-        seconds: it took.
+        cpu: seconds of a processor it took, whatever else the machine was doing.
         mib: what it alone had resident, at each look.
         done: rows recorded, and seconds since its start, whenever that number rose.
         parts: the largest number of files of results.
     """
 
-    seconds: float = 0.0
+    cpu: float = 0.0
     mib: list[float] = field(default_factory=list)
     done: list[tuple[float, int]] = field(default_factory=list)
     parts: int = 0
@@ -80,7 +88,7 @@ class Measured:
     def cells(self) -> Iterator[str]:
         """Of a line of the table."""
         yield f"{self.rows:,}"
-        yield f"{self.plan.seconds:.1f}"
+        yield f"{self.plan.cpu:.1f}"
         yield f"{max(self.plan.mib):.0f}"
         yield f"{self.first.done[0][0]:.0f}" if self.first.done else "-"
         yield f"{self.first.rate:.0f}"
@@ -88,7 +96,7 @@ class Measured:
         yield f"{self.first.mib[-2]:.0f}"
         yield f"{self.done:,}"
         yield f"{max(self.first.parts, self.second.parts):,}"
-        yield f"{self.status.seconds:.1f}"
+        yield f"{self.status.cpu:.1f}"
         yield f"{max(self.status.mib):.0f}"
         yield f"{self.second.done[0][0]:.0f}" if self.second.done else "-"
         yield f"{self.second.rate:.0f}"
@@ -176,6 +184,7 @@ def _command(output: Path, *arguments: str, limit: float | None = None) -> Watch
         while running.poll() is None:
             with suppress(psutil.Error):
                 used = driver.memory_info()
+                watched.cpu = sum(driver.cpu_times()[:2])
                 watched.mib.append((used.rss - getattr(used, "shared", 0)) / 2**20)
             watched.parts = max(watched.parts, len(list((output / "results").glob("part-*"))))
             now, done = time.monotonic() - begun, _done(output)
@@ -185,7 +194,6 @@ def _command(output: Path, *arguments: str, limit: float | None = None) -> Watch
             if limit is not None and since and now > since + limit:
                 break
             threading.Event().wait(LOOKS)
-        watched.seconds = time.monotonic() - begun
         if limit is None and running.returncode:
             raise click.ClickException(f"{arguments} ended with {running.returncode}")
         return watched

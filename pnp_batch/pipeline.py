@@ -203,10 +203,10 @@ def _result(job: Job, state: str, progress: Progress) -> RunResult:
 
 
 def _work(job: Job, on: Resources) -> Work:
-    config = job.config
+    config, uri = job.config, job.config.cache_uri
     return Work(
         output=job.output,
-        cache=config.cache_uri and Storage(config.cache_uri, config.storage_patience),
+        cache=None if uri is None else Storage(uri, config.storage_patience),
         model=job.model,
         device=on.device,
         dtype=on.dtype,

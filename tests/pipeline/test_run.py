@@ -93,7 +93,7 @@ def test_many_blocks_are_done_in_rounds_while_their_parts_stay_few(
     monkeypatch.setattr(compaction, "WORTH", 8)
     jobs.picture("a.png", 1)
     rows = [{"image": "a.png", "source_prompt": f"{n}", "prompt": "x"} for n in range(60)]
-    config = jobs.config(jobs.manifest(rows), method="copy")
+    config = jobs.config(jobs.manifest(rows), method="copy", batch_size=1)
     seen: list[list[str]] = []
     result = pipeline.run(config, lambda _: seen.append(results.parts(Storage(config.output))))
     assert result.summary.done == 60
