@@ -14,15 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pnp_batch import (
-    Translator,
-    compaction,
-    execution,
-    pipeline,
-    provenance,
-    results,
-    translation,
-)
+from pnp_batch import Translator, pipeline, provenance, results
 from pnp_batch.config import with_values
 from pnp_batch.errors import InvalidManifest, InvalidModel, OutputMismatch
 from pnp_batch.provenance import EDITED, GENERATED, TOLD
@@ -82,24 +74,6 @@ def test_every_row_is_recorded_once_with_its_image_or_its_error(jobs: Jobs) -> N
     record = json.loads(Storage(output).read("run.json"))
     assert record["state"] == "done"
     assert (record["done"], record["failed"], record["rows"]) == (6, 4, 10)
-
-
-def test_many_blocks_are_done_in_rounds_while_their_parts_stay_few(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(translation, "LARGEST_BLOCK", 1)
-    monkeypatch.setattr(execution, "BLOCKS_A_ROUND", 25)
-    monkeypatch.setattr(execution, "BLOCKS_A_WORKER", 1)
-    monkeypatch.setattr(compaction, "WORTH", 8)
-    jobs.picture("a.png", 1)
-    rows = [{"image": "a.png", "source_prompt": f"{n}", "prompt": "x"} for n in range(60)]
-    config = jobs.config(jobs.manifest(rows), method="copy", batch_size=1)
-    seen: list[list[str]] = []
-    result = pipeline.run(config, lambda _: seen.append(results.parts(Storage(config.output))))
-    assert result.summary.done == 60
-    assert len(rows_of(config.output)) == 60
-    assert 8 < max(map(len, seen)) < 45
-    assert len(results.parts(Storage(config.output))) == 1
 
 
 def test_running_again_does_only_what_is_missing(jobs: Jobs) -> None:
