@@ -23,6 +23,7 @@ FITS = ("crop", "stretch", "pad")
 IMAGE_FORMATS = ("png", "jpg", "webp")
 FILES, WEBDATASET = "files", "webdataset"
 SINKS = (FILES, WEBDATASET)
+NO_CACHE = "none"  # a folder of that name is ./none
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MEMORY_FORMATS = ("auto", "contiguous", "channels-last")
@@ -70,7 +71,9 @@ class RunConfig(Parameters):
         shapes=True,
     )
     fit: str = option("crop", "how an image becomes square", choices=FITS, shapes=True)
-    cache: str | None = option(None, "latent cache (default: OUTPUT/latents)", metavar="URI")
+    cache: str | None = option(
+        None, "latent cache, or `none` (default: OUTPUT/latents)", metavar="URI"
+    )
     image_format: str = option(
         "png", "format of the written images", choices=IMAGE_FORMATS, shapes=True
     )
@@ -209,8 +212,10 @@ class RunConfig(Parameters):
         return {**own, **set_values(self.set)}
 
     @property
-    def cache_uri(self) -> str:
-        """Where the latent cache lies."""
+    def cache_uri(self) -> str | None:
+        """Where the latent cache lies; None where no inversion is kept."""
+        if self.cache == NO_CACHE:
+            return None
         return self.cache or f"{self.output.rstrip('/')}/latents"
 
     def as_dict(self) -> dict[str, Any]:

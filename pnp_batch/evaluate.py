@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 from pnp_batch import cluster, lease, manifest, methods, record, results
+from pnp_batch.compaction import Compaction
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import EXIT_INTERRUPTED, EXIT_OK, InvalidConfig, did_you_mean
 from pnp_batch.evaluation import FAMILIES, Measures, Named, measures
@@ -25,7 +26,7 @@ from pnp_batch.pipeline import Interrupted, Progress
 from pnp_batch.resources import NoGpu
 from pnp_batch.scores import REASON, SCORED_WITH
 from pnp_batch.scoring import Evaluation, Unscored
-from pnp_batch.stages import Reading, Scoring
+from pnp_batch.stages import PARTS, Reading, Scoring
 from pnp_batch.storage import Storage
 from pnp_batch.summary import Table, grouping, tables
 
@@ -152,7 +153,7 @@ def _score(
     work: Scoring,
     unscored: Unscored,
     settings: Settings,
-    watched: Callable[[Execution, Unscored], None],
+    watched: Callable[[Execution, Unscored, Compaction], None],
 ) -> tuple[int, str]:
     """Scores on the connected cluster; how many rows, and the state in which that ended."""
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and cluster.gpus() > 0)
@@ -163,17 +164,24 @@ def _score(
     device = "cuda" if on_gpu else "cpu" if settings.device == "auto" else settings.device
     threads = cluster.threads(workers)
     work = replace(work, device=device, threads=threads)
-    with Execution(Evaluation(work, unscored, workers, 1.0 if on_gpu else 0.0)) as execution:
-        watched(execution, unscored)
+    graph = Evaluation(work, unscored, workers, 1.0 if on_gpu else 0.0)
+    with Execution(graph) as execution, Compaction(work.output, unscored.names) as compaction:
+        watched(execution, unscored, compaction)
     if execution.error is not None:
         raise execution.error
     return execution.counts[results.OK], execution.state
 
 
 def _watched(
-    begun: float, mine: Lease, say: Listener, execution: Execution, unscored: Unscored
+    begun: float,
+    mine: Lease,
+    say: Listener,
+    execution: Execution,
+    unscored: Unscored,
+    compaction: Compaction,
 ) -> None:
     for _ in execution.watch():
+        compaction.look(execution.counts[PARTS])
         say(_progress(unscored, begun, execution.phase, execution.counts[results.OK]))
         mine.check()
         if execution.signals > 1:

@@ -22,6 +22,9 @@ from pnp_batch.errors import JobError
 from pnp_batch.process import trim_memory
 
 POLL_SECONDS = 0.2
+# The driver's Ray keeps account of each block until a graph ends, so many are done in rounds, a
+# graph each. Workers begin anew in each: it must last, with many of them as well.
+BLOCKS_A_ROUND, BLOCKS_A_WORKER = 20_000, 1_000
 ENDING_SECONDS = 3.0
 
 
@@ -34,9 +37,11 @@ class Graph(Protocol):
 
     Attributes:
         doing: what a user would say that is done with the rows.
+        workers: how many actors do it.
     """
 
     doing: str
+    workers: int
 
     @property
     def metrics(self) -> tuple[str, int] | None:
@@ -46,7 +51,8 @@ class Graph(Protocol):
         """The rows to do, in blocks; asked for once."""
 
     def run(self, data: ray.data.Dataset, control: Any, count: int) -> None:  # noqa: ANN401
-        """Does so many blocks, of which each row of `data` has the number of one.
+        """Does so many blocks, of which each row of `data` has the number of one; called again
+        for more, where there are many.
 
         `control` is the handle of the actor that has the rows.
         """
@@ -155,9 +161,14 @@ class Execution:
             self.error = _as_job_error(error)
 
     def _execute(self) -> None:
-        numbers = [{"block": number} for number in range(self._count)]
-        data = ray.data.from_items(numbers, override_num_blocks=len(numbers))
-        self._graph.run(data, self._control, self._count)
+        most = max(BLOCKS_A_ROUND, BLOCKS_A_WORKER * self._graph.workers)
+        for begun in range(0, self._count, most):
+            if self._stopping:
+                return
+            blocks = range(begun, min(begun + most, self._count))
+            numbers = [{"block": number} for number in blocks]
+            data = ray.data.from_items(numbers, override_num_blocks=len(numbers))
+            self._graph.run(data, self._control, len(numbers))
 
 
 @contextmanager

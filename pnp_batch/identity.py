@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pnp_batch.digest import Distinct
 from pnp_batch.manifest import LISTED
 
 # One encoder for all values: `json.dumps` would make one for each.
@@ -82,7 +83,7 @@ class Ids:
     """Gives manifest rows their ids. Knows the rows before in eight bytes for each distinct one."""
 
     def __init__(self) -> None:
-        self._once: list[np.ndarray] = []  # sorted, each about half as long as the one before
+        self._once = Distinct()
         self._more: Counter[int] = Counter()
 
     def of(self, given: Sequence[str | None], hashes: Sequence[str]) -> Iterator[str]:
@@ -100,24 +101,11 @@ class Ids:
         """How often each of these hashes stood before, here and in earlier calls."""
         short = np.array([int(text[:16], 16) for text in hashes], np.uint64)
         counts, new = [0] * len(short), set[int]()
-        known = self._known(short)
+        known = self._once.has(short)
         for index, value in enumerate(short.tolist()):
             if known[index] or value in new:
                 self._more[value] += 1
                 counts[index] = self._more[value]
             new.add(value)
-        self._add(np.unique(short[~known]))
+        self._once.add(short)
         return counts
-
-    def _known(self, values: np.ndarray) -> np.ndarray:
-        known = np.zeros(len(values), bool)
-        for earlier in self._once:
-            place = np.searchsorted(earlier, values)
-            known |= earlier[np.minimum(place, len(earlier) - 1)] == values
-        return known
-
-    def _add(self, values: np.ndarray) -> None:
-        while self._once and len(self._once[-1]) <= 2 * len(values):
-            values = np.union1d(self._once.pop(), values)
-        if len(values):
-            self._once.append(values)

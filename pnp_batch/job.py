@@ -153,7 +153,7 @@ def anchored(config: RunConfig) -> RunConfig:
         config,
         manifest=absolute(config.manifest),
         output=absolute(config.output),
-        cache=absolute(config.cache) if config.cache else None,
+        cache=absolute(config.cache) if config.cache and config.cache_uri else config.cache,
         model=absolute(config.model) if is_directory(config.model) else config.model,
         allow_root=tuple(absolute(root) for root in config.allow_root),
     )

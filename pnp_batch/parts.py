@@ -1,16 +1,23 @@
-"""Parts: the files that results consist of. Rows in, a file named by the digest of its bytes out.
+"""Parts: the files that results consist of. Rows in, files named by the digest of their bytes out.
 
-Written twice it is the same file, and a reader sees when its bytes are not what was written. Parts
-are read in their order and a few at a time: of a million rows, memory holds no more than of few.
+A reader sees when the bytes are not what was written. Parts are read in their order and a few at a
+time: of a million rows, memory holds no more than of few.
+
+Small parts are merged while others write and read: their rows go into new parts, and only then do
+they go away. A merged part's name has never been there before, so whoever deletes a name deletes
+what was read under it, and the latest part that holds a row is never deleted: two who merge the
+same parts at the same time lose nothing either.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import TypeVar
 
 import pyarrow as pa
@@ -21,39 +28,77 @@ from pnp_batch.storage import Storage, StorageUnavailable
 FOLDER = "results"
 # Rows that are decoded at a time, of a part that has more.
 ROWS_A_GROUP = 10_000
+# A part of so many bytes is whole; smaller ones are worth merging. Bytes, not rows, as these are
+# what a reader and a writer hold of a part: of a run's own columns 100,000 rows take about as many.
+WHOLE_BYTES = 16 * 2**20
 # Parts that are in memory at a time, and about how many bytes of such files.
 READERS, AHEAD_BYTES = 16, 8 * 2**20
 # Bytes that change on the way are read again; those that are rotten stay so.
 CHANCES = 3
+LISTINGS = 2
 T = TypeVar("T")
 Made = Callable[[pq.ParquetFile], T]
 
 
 class PartGone(Exception):
-    """A part is not there any more: a run has settled, and newer parts hold its records."""
+    """A part is not there any more: it was merged, and newer parts hold its records."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.name = name
 
 
-def write_part(storage: Storage, groups: Iterable[pa.Table], schema: pa.Schema) -> str:
-    """Writes rows of this schema as one part, whole or not at all; its name.
-
-    Each table becomes a row group: encoded as it comes, and read alone.
-    """
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
-        for group in groups:
-            writer.write_table(group)
-    data = buffer.getvalue()
+def write_part(storage: Storage, rows: pa.Table) -> str:
+    """Writes rows as one part, whole or not at all; its name. Written twice it is the same file."""
+    data = _encoded(iter([rows]), rows.schema)
     name = _name(data)
     storage.write(name, data)
     return name
 
 
-def _name(data: bytes) -> str:
-    return f"{FOLDER}/part-{hashlib.sha256(data).hexdigest()[:24]}.parquet"
+def write_merged(storage: Storage, tables: Iterable[pa.Table], schema: pa.Schema) -> list[str]:
+    """Writes rows as parts of about `WHOLE_BYTES`, the last one of fewer; their names, all new.
+
+    Args:
+        storage: the output.
+        tables: of rows, in any portions; their columns are some of the schema's.
+        schema: of the parts.
+    """
+    names, groups = [], _groups(tables, schema)
+    for first in groups:
+        data = _encoded(chain([first], groups), schema)
+        names.append(_name(data, f".{uuid.uuid4().hex[:8]}"))
+        storage.write(names[-1], data)
+    return names
+
+
+def _encoded(groups: Iterable[pa.Table], schema: pa.Schema) -> bytes:
+    """The file of as many groups of rows as make a whole part."""
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        for group in groups:
+            writer.write_table(group)
+            if buffer.tell() >= WHOLE_BYTES:
+                break
+    return buffer.getvalue()
+
+
+def _groups(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The same rows in tables of this schema and of `ROWS_A_GROUP` rows, the last one of fewer."""
+    pending, count = [schema.empty_table()], 0
+    for table in tables:
+        pending.append(table)
+        count += len(table)
+        while count >= ROWS_A_GROUP:
+            whole = pa.concat_tables(pending, promote_options="default")
+            yield whole.slice(0, ROWS_A_GROUP)
+            pending, count = [whole.slice(ROWS_A_GROUP)], count - ROWS_A_GROUP
+    if count:
+        yield pa.concat_tables(pending, promote_options="default")
+
+
+def _name(data: bytes, mark: str = "") -> str:
+    return f"{FOLDER}/part-{hashlib.sha256(data).hexdigest()[:24]}{mark}.parquet"
 
 
 def parts(storage: Storage) -> list[str]:
@@ -61,18 +106,31 @@ def parts(storage: Storage) -> list[str]:
     return [name for name in storage.files(FOLDER) if name.endswith(".parquet")]
 
 
-def every_part(storage: Storage, made: Made[T]) -> Iterator[tuple[str, T]]:
-    """What is made of each part, by its name; no record is missed while a run settles.
+def small_parts(storage: Storage) -> dict[str, int]:
+    """The parts of an output that are not whole: their bytes, by their names."""
+    there = storage.sizes(FOLDER).items()
+    return {n: size for n, size in there if n.endswith(".parquet") and size < WHOLE_BYTES}
 
-    A part that goes away meanwhile has left its records to new ones, so those are read too.
-    Records may then be met twice.
+
+def delete_parts(storage: Storage, names: Iterable[str]) -> None:
+    """Removes parts whose records stand in newer ones, many at a time and in no order."""
+    with ThreadPoolExecutor(READERS) as hands:
+        list(hands.map(storage.delete, names))
+
+
+def every_part(storage: Storage, made: Made[T]) -> Iterator[tuple[str, T]]:
+    """What is made of each part, by its name; no record is missed while parts are merged.
+
+    A part that goes away meanwhile has left its records to new ones, so those are read too. A
+    listing of many pages may miss both, the old one as it was gone when its page came, the new one
+    as its page was over: so all is listed twice. Records may then be met twice.
 
     Raises:
         StorageUnavailable: a part is damaged, or is not there although it is listed.
     """
     read: set[str] = set()
-    gone = ""
-    while True:
+    gone, passes = "", 0
+    while passes < LISTINGS:
         names = [name for name in parts(storage) if name not in read]
         if gone in names:
             raise StorageUnavailable(
@@ -86,7 +144,7 @@ def every_part(storage: Storage, made: Made[T]) -> Iterator[tuple[str, T]]:
         except PartGone as end:
             gone = end.name
         else:
-            return
+            passes += 1
 
 
 def some_parts(storage: Storage, names: Iterable[str], made: Made[T]) -> Iterator[T]:
@@ -112,7 +170,7 @@ def _made(storage: Storage, name: str, made: Made[T]) -> tuple[int, T]:
         data = storage.read_if_there(name)
         if data is None:
             raise PartGone(name)
-        if _name(data) == name:
+        if _name(data) == f"{name.partition('.')[0]}.parquet":  # without its mark
             return len(data), made(pq.ParquetFile(pa.BufferReader(data)))
     raise StorageUnavailable(
         f"{storage.uri}/{name} is not the file that was written there",

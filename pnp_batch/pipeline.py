@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pnp_batch import clock, cluster, lease, rates, record, results
+from pnp_batch.compaction import Compaction
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import (
     EXIT_INTERRUPTED,
@@ -28,7 +29,7 @@ from pnp_batch.record import Record
 from pnp_batch.resources import Resources, resources
 from pnp_batch.results import Summary
 from pnp_batch.spending import each_takes
-from pnp_batch.stages import Reading, Work
+from pnp_batch.stages import PARTS, Reading, Work
 from pnp_batch.storage import Storage
 from pnp_batch.translation import Translation
 
@@ -143,8 +144,8 @@ def _nothing_to_do(job: Job, begun: float) -> RunResult:
 def _sweep(job: Job) -> None:
     """Removes what killed writers have left, here and in a cache apart."""
     job.output.sweep()
-    if job.config.cache:
-        Storage(job.config.cache).sweep()
+    if job.config.cache and job.config.cache_uri:
+        Storage(job.config.cache_uri).sweep()
 
 
 def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
@@ -154,11 +155,13 @@ def _run(job: Job, mine: Lease, begun: float, say: Listener) -> RunResult:
     settings = {**job.settings, "device": on.device, "dtype": on.dtype}
     record.refuse_other(job.output, settings)
     journal = _Journal(job, settings, on)
-    with Execution(Translation(job, _work(job, on), on)) as execution:
+    graph = Translation(job, _work(job, on), on)
+    with Execution(graph) as execution, Compaction(job.output) as compaction:
         for _ in execution.watch():
             progress = _progress(job, begun, execution.phase, execution)
             say(progress)
             mine.check()
+            compaction.look(execution.counts[PARTS])
             journal.keep(progress)
             if execution.signals > 1 or execution.draining > job.config.drain_timeout:
                 journal.keep(progress, state=record.INTERRUPTED)
@@ -218,10 +221,10 @@ def _result(job: Job, state: str, progress: Progress) -> RunResult:
 
 
 def _work(job: Job, on: Resources) -> Work:
-    config = job.config
+    config, uri = job.config, job.config.cache_uri
     return Work(
         output=job.output,
-        cache=Storage(config.cache_uri, config.storage_patience),
+        cache=None if uri is None else Storage(uri, config.storage_patience),
         model=job.model,
         device=on.device,
         dtype=on.dtype,

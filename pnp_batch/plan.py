@@ -21,6 +21,8 @@ from pnp_batch.storage import Storage
 # Achieved TFLOP/s of a worker that are assumed where none are given: about a third of a current
 # data-centre GPU in half precision, and one core of a current CPU in single precision.
 ASSUMED_TFLOPS = {"cuda": 150.0, "mps": 3.0, "cpu": 0.05}
+# Images that are looked for in the cache: of a million, an inversion each would take hours to find.
+SAMPLED = 10_000
 BYTES_A_PIXEL = {"png": 1.6, "webp": 1.1, "jpg": 0.6}
 
 
@@ -31,7 +33,8 @@ class Plan:
     Attributes:
         rows, done, failed, todo: rows asked for, recorded as ok, as failed, and to be done.
         images: distinct guidance images of the rows to be done.
-        inversions_cached, inversions_missing: of the images that are inverted.
+        inversions_cached, inversions_missing: of the images that are inverted; where these are
+            more than `SAMPLED`, by that many of them.
         unet_evaluations: in rows of a batch, by where they are spent.
         tflop, published_tflop: of the rows to be done; and what the published diffusers code
             spends on them at its defaults (999 inversion and 999 reconstruction steps, three
@@ -130,7 +133,7 @@ def plan(
         tflop=spent.tflop,
         published_tflop=published(job, good),
         image_bytes=int(len(good) * side * side * pixel),
-        latent_bytes=missing * kept,
+        latent_bytes=missing * kept if job.config.cache_uri else 0,
         device=device,
         dtype=dtype,
         workers=workers,
@@ -174,11 +177,16 @@ def _device(job: Job) -> tuple[str, str]:
 
 
 def _cached(job: Job, images: np.ndarray, dtype: str) -> int:
-    """How many inversions the cache holds; images are opened only if it holds any at all."""
-    cache = LatentCache(Storage(job.config.cache_uri))
-    held = set(cache.storage.files())
-    if not held:
+    """How many inversions the cache holds, of many images by a sample of them.
+
+    Images are opened only if it holds any at all.
+    """
+    if job.config.cache_uri is None:
         return 0
+    cache = LatentCache(Storage(job.config.cache_uri))
+    if not len(images) or cache.storage.is_empty():
+        return 0
+    some = images[:: -(-len(images) // SAMPLED)]
     side = int(job.settings["resolution"])
     inversion = Inversion.of(job.config.sampling, job.model.digest, side, dtype)
 
@@ -189,10 +197,11 @@ def _cached(job: Job, images: np.ndarray, dtype: str) -> int:
         except RowError:
             return False
         key = inversion.key(image.tobytes(), row["source_prompt"] or "")
-        return cache.name(key) in held
+        return cache.storage.exists(cache.name(key))
 
     columns = ["image", "image_bytes", "source_prompt"]
-    return sum(source.for_each(job.listing.file, images, columns, found))
+    held = sum(source.for_each(job.listing.file, some, columns, found))
+    return round(held * len(images) / len(some))
 
 
 def _latents(job: Job, side: int) -> int:

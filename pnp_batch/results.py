@@ -1,14 +1,13 @@
 """Results: what became of every row, as Parquet files that are the record of what is done.
 
 In: tables of recorded rows. Out: `results/*.parquet` of an output, and what they say together.
-While a run is under way a row may be recorded twice (a retried task, a failed row done again);
-`settle` ends that.
+While a run is under way a row may be recorded twice (a retried task, a failed row done again, a
+part whose rows stand in a merged one already); `settle` ends that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,15 @@ import pyarrow as pa
 
 from pnp_batch import shards
 from pnp_batch.errors import InvalidManifest
-from pnp_batch.parts import ROWS_A_GROUP, PartGone, parts, some_parts, write_part
+from pnp_batch.parts import (
+    ROWS_A_GROUP,
+    PartGone,
+    parts,
+    small_parts,
+    some_parts,
+    write_merged,
+    write_part,
+)
 from pnp_batch.recorded import ERROR, OK, Failure, Recorded, Records, Summary, gathered, recorded
 from pnp_batch.storage import Storage
 
@@ -36,7 +43,6 @@ __all__ = [
     "write",
 ]
 
-ROWS_A_FILE = 100_000
 SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -90,7 +96,7 @@ def schema(extra: pa.Schema) -> pa.Schema:
 
 def write(storage: Storage, table: pa.Table) -> str:
     """Records rows: one whole file, written last, after every image it names."""
-    return write_part(storage, [table], table.schema)
+    return write_part(storage, table)
 
 
 def read(storage: Storage, columns: Sequence[str] | None = None) -> pa.Table:
@@ -126,59 +132,47 @@ def picture(storage: Storage, row: Mapping[str, Any]) -> bytes:
 
 
 def settle(storage: Storage) -> None:
-    """Leaves each row in exactly one file, and files of useful size.
+    """Leaves each row in exactly one part, and one part at most that is not whole.
 
-    New files are written before old ones are deleted, so a crash in between costs nothing but
-    another call.
+    New parts are written before old ones are deleted, so a crash in between costs nothing but
+    another call. Parts that are whole and hold no record in vain stay as they are.
     """
     there = recorded(storage)
     records, counting = there.records, there.counting()
     del there  # an index of all rows, not needed any more
-    few = max(1, -(-len(counting) // (ROWS_A_FILE // 2)))
-    if not len(counting) or (counting.all() and len(records.names) <= few):
+    worn = _worn(records, counting)
+    if not len(worn):
         return
     try:
-        kept = _rewritten(records, counting)
+        write_merged(storage, _counting(records, counting, worn), records.schema)
     except PartGone:  # somebody else settles it too
         settle(storage)
         return
     # Of records that tie the first one counts: the others go before it, so that none of them ever
     # stands before its copy alone.
-    for name in reversed(records.names):
-        if name not in kept:
-            storage.delete(name)
+    for number in reversed(worn):
+        storage.delete(records.names[number])
 
 
-def _rewritten(records: Records, counting: np.ndarray) -> set[str]:
-    """Writes the records that count into new parts; their names."""
-    rows = min(ROWS_A_GROUP, ROWS_A_FILE)
-    groups = _groups(_counting(records, counting), records.schema, rows)
-    names = set()
-    for first in groups:
-        part = chain([first], islice(groups, ROWS_A_FILE // rows - 1))
-        names.add(write_part(records.storage, part, records.schema))
-    return names
+def _worn(records: Records, counting: np.ndarray) -> list[int]:
+    """Which parts have to be rewritten, by their numbers."""
+    not_whole = small_parts(records.storage)
+    vain = {n for n, kept in enumerate(_split(counting, records.starts)) if not kept.all()}
+    small = {n for n, name in enumerate(records.names) if name in not_whole}
+    return sorted(vain | small) if vain or len(small) > 1 else []
 
 
-def _counting(records: Records, counting: np.ndarray) -> Iterator[pa.Table]:
-    """The records that count, in their order, some at a time."""
-    start = 0
-    for file in some_parts(records.storage, records.names, lambda file: file):
+def _split(values: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:
+    """Of values of all records those of each part."""
+    return np.split(values, starts[1:-1])
+
+
+def _counting(records: Records, counting: np.ndarray, chosen: list[int]) -> Iterator[pa.Table]:
+    """The records of some parts that count, in their order, some at a time."""
+    files = some_parts(records.storage, [records.names[n] for n in chosen], lambda file: file)
+    for number, file in zip(chosen, files, strict=True):
+        start = records.starts[number]
         for batch in file.iter_batches(ROWS_A_GROUP, use_threads=False):
-            chosen = counting[start : start + len(batch)]
-            yield pa.Table.from_batches([batch]).filter(pa.array(chosen))
+            kept = counting[start : start + len(batch)]
+            yield pa.Table.from_batches([batch]).filter(pa.array(kept))
             start += len(batch)
-
-
-def _groups(tables: Iterable[pa.Table], schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of this schema and of so many rows each, the last one of fewer."""
-    pending, count = [schema.empty_table()], 0
-    for table in tables:
-        pending.append(table)
-        count += len(table)
-        while count >= rows:
-            whole = pa.concat_tables(pending, promote_options="default")
-            yield whole.slice(0, rows)
-            pending, count = [whole.slice(rows)], count - rows
-    if count:
-        yield pa.concat_tables(pending, promote_options="default")

@@ -32,6 +32,7 @@ class Unscored:
 
     Attributes:
         path: of the manifest's rows, once `find` has been called.
+        names: of the parts that the blocks are read from.
         total: rows with a picture, scored or not.
         count: rows in the blocks.
         schema: of their records, with scores.
@@ -45,12 +46,11 @@ class Unscored:
         self._output = work.output
         self._blocks: list[tuple[str, np.ndarray]] = []
         self._held: tuple[str, pa.Table] = ("", pa.table({}))
-        names = parts(work.output)
+        self.names = parts(work.output)
         schemas: list[pa.Schema] = []
         look = partial(_looked, keys=() if again else work.measures.keys.values())
-        for name, (own, ok, missing) in zip(
-            names, some_parts(work.output, names, look), strict=True
-        ):
+        looked = some_parts(work.output, self.names, look)
+        for name, (own, ok, missing) in zip(self.names, looked, strict=True):
             schemas.append(own)
             self.total += ok
             self.count += len(missing)
@@ -117,7 +117,7 @@ class Evaluation:
     def __init__(self, work: Scoring, unscored: Unscored, workers: int, gpus: float) -> None:
         self._work = work
         self._unscored = unscored
-        self._workers = workers
+        self.workers = workers
         self._gpus = gpus
 
     def blocks(self) -> Unscored:
@@ -132,7 +132,7 @@ class Evaluation:
             batch_format="pyarrow",
             batch_size=1,
             compute=ActorPoolStrategy(
-                size=min(self._workers, count), max_tasks_in_flight_per_actor=1
+                size=min(self.workers, count), max_tasks_in_flight_per_actor=1
             ),
             num_cpus=1,
             num_gpus=self._gpus or None,

@@ -164,12 +164,33 @@ class Storage:
             raise FileNotFoundError(posixpath.join(self.uri, name))
         return int(info.get("size") or 0)
 
+    def is_empty(self) -> bool:
+        """True when nothing is below the root; tells without a look at all of it."""
+
+        def look() -> bool:
+            try:
+                return not self._call("ls", "", detail=False)
+            except FileNotFoundError:
+                return True
+
+        empty: bool = self._tried("list", "", look)
+        return empty
+
     def files(self, folder: str = "") -> list[str]:
         """Relative names of all files below a folder, sorted; none when it does not exist."""
         return [name for name in self.listing(folder) if not atomic.is_temporary(name)]
 
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of all files below a folder by their relative names."""
+        found = self._found(folder)
+        return {n: int(i["size"] or 0) for n, i in found.items() if not atomic.is_temporary(n)}
+
     def listing(self, folder: str = "") -> dict[str, datetime]:
         """All files below a folder, temporary ones too, and when each was last written."""
+        return {name: _written_at(info) for name, info in self._found(folder).items()}
+
+    def _found(self, folder: str) -> dict[str, dict[str, Any]]:
+        """What the store says of each file below a folder, by its relative name, sorted."""
         root = self.path("")
 
         def find() -> dict[str, Any]:
@@ -179,7 +200,7 @@ class Storage:
             return {}
 
         found = self._tried("list", folder, find)
-        return {posixpath.relpath(p, root): _written_at(found[p]) for p in sorted(found)}
+        return {posixpath.relpath(p, root): found[p] for p in sorted(found)}
 
     def delete(self, name: str) -> None:
         """Removes a file; one that is gone already is fine."""

@@ -22,7 +22,6 @@ BLOCKS_A_WORKER = 8
 # What a crash may cost is a block: few rows where each takes the model, more where none does.
 LARGEST_BLOCK, LARGEST_MODEL_BLOCK = 256, 16
 LARGEST_BYTES = 32 * 2**20  # of a block's pixels
-MOST_BLOCKS = 20_000
 
 
 class Translation:
@@ -34,6 +33,7 @@ class Translation:
         self._job = job
         self._work = work
         self._on = on
+        self.workers = on.most_workers
         self._needs_model = _needs_model(job)
         self.metrics = job.output.uri, len(job.todo)
 
@@ -46,7 +46,7 @@ class Translation:
         todo = todo[ordered(image[todo], job.places.share[todo])]
         places = job.places.of(todo)
         least = self._on.most_workers * BLOCKS_A_WORKER
-        wanted = max(least, min(len(todo) // largest, MOST_BLOCKS))
+        wanted = max(least, len(todo) // largest)
         ends = cuts(image[todo], places.share, places.images * places.ahead, wanted)
         return Blocks(job.listing.file.path, todo, places, ends)
 

@@ -60,7 +60,7 @@ class Variant:
             **self.values,
             set=tuple(f"{name}={value}" for name, value in sorted(added.items())),
             output=f"{config.output.rstrip('/')}/{self.folder}",
-            cache=config.cache_uri,
+            cache=config.cache or config.cache_uri,
         )
 
 

@@ -256,6 +256,7 @@ def test_a_changed_copy_is_checked_again():
 def test_the_cache_lies_in_the_output_unless_it_is_named():
     assert built().cache_uri == "out/latents"
     assert built(cache="s3://b/c").cache_uri == "s3://b/c"
+    assert built(cache="none").cache_uri is None
 
 
 @pytest.mark.parametrize(("text", "value"), [("1", True), ("yes", True), ("False", False)])

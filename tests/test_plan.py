@@ -6,14 +6,19 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pnp_batch import cli, rates, record
+from pnp_batch import plan as planning
 from pnp_batch.config import RunConfig, with_values
 from pnp_batch.errors import InvalidConfig
 from pnp_batch.flops import unet_flops, vae_flops
 from pnp_batch.job import prepare
+from pnp_batch.latents import Inversion, LatentCache
 from pnp_batch.plan import Prices, plan
+from pnp_batch.storage import Storage
 from tests import tiny
 
 
@@ -90,6 +95,23 @@ def test_latents_are_kept_in_half_precision_where_the_model_computes_in_it(job):
     whole, half = plan(job(rows(1))), plan(job(rows(1), dtype="bfloat16"))
     assert whole.latent_bytes == 4 * 4 * tiny.SIDE**2 * 4
     assert half.latent_bytes == whole.latent_bytes // 2
+    assert plan(job(rows(1), cache="none")).latent_bytes == 0
+
+
+def test_of_many_images_a_sample_is_looked_for_in_the_cache(job, tmp_path, monkeypatch):
+    asked, checked = job(rows(30)), prepare(job(rows(30)))
+    side, cache = int(checked.settings["resolution"]), LatentCache(Storage(asked.cache_uri))
+    inversion = Inversion.of(asked.sampling, checked.model.digest, side, "float32")
+    for number in range(30):
+        picture = Image.new("RGB", (side, side), (number, 0, 0))
+        picture.save(tmp_path / f"{number}.png")
+        if number % 3 == 0:
+            cache.put(inversion.key(picture.tobytes(), ""), np.zeros(1))
+    assert plan(asked).inversions_cached == 10
+    monkeypatch.setattr(planning, "SAMPLED", 7)
+    found = plan(asked)
+    assert found.inversions_cached in range(0, 31, 5)
+    assert found.inversions_cached + found.inversions_missing == 30
 
 
 def test_the_rate_is_that_of_the_latest_run_of_the_output(job):

@@ -12,7 +12,7 @@ import pytest
 
 from pnp_batch import parts, results
 from pnp_batch import recorded as module
-from pnp_batch.digest import digests
+from pnp_batch.digest import Distinct, digests
 from pnp_batch.results import Failure, Summary, recorded
 from pnp_batch.storage import Storage, StorageUnavailable
 from tests.records import HISTORY, NOON, OUTCOME, SettledMeanwhile, shown, table
@@ -37,6 +37,16 @@ def test_a_digest_is_the_first_64_bits_of_the_sha256():
     empty = int(hashlib.sha256(b"").hexdigest()[:16], 16)
     assert digests(pa.array([None, ""])).tolist() == [empty, empty]
     assert digests(pa.array([], pa.string())).dtype == np.uint64
+
+
+def test_a_set_of_numbers_knows_each_of_them_once():
+    dice, there, known = np.random.default_rng(0), Distinct(), set()
+    for _ in range(200):
+        some = dice.integers(0, 2**11, dice.integers(0, 40)).astype(np.uint64)
+        assert there.has(some).tolist() == [value in known for value in some.tolist()]
+        there.add(some)
+        known |= set(some.tolist())
+        assert len(there) == len(known)
 
 
 def test_nothing_recorded_is_an_empty_index(output):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pnp_batch import results
+from pnp_batch import parts, results
 from pnp_batch.errors import InvalidManifest
 from pnp_batch.results import SCHEMA
 from pnp_batch.storage import Storage, StorageUnavailable
@@ -91,30 +92,34 @@ def test_settling_writes_nothing_where_all_is_settled(output):
 
 
 def test_large_results_stay_in_files_of_useful_size(output, monkeypatch):
-    monkeypatch.setattr(results, "ROWS_A_FILE", 10)
-    for n in range(35):
-        results.write(output, table((f"{n:02}", "ok", n)))
-    results.settle(output)
-    sizes = [pq.read_metadata(output.path(name)).num_rows for name in results.parts(output)]
-    assert sorted(sizes) == [5, 10, 10, 10]
-    assert len(results.read(output)) == 35
-
-
-def test_large_files_are_written_and_read_group_by_group(output, monkeypatch):
-    monkeypatch.setattr(results, "ROWS_A_FILE", 12)
-    monkeypatch.setattr(results, "ROWS_A_GROUP", 4)
-    for n in range(0, 35, 5):
-        results.write(output, table(*((f"{n + i:02}", "ok", i) for i in range(5))))
+    monkeypatch.setattr(parts, "ROWS_A_GROUP", 5)
+    monkeypatch.setattr(parts, "WHOLE_BYTES", 60_000)
+    said = Random(0)
+    for n in range(36):
+        results.write(output, table((f"{n:02}", "ok", n, {"prompt": said.randbytes(4000).hex()})))
     before = results.read(output)
     results.settle(output)
-    told = [pq.read_metadata(output.path(name)) for name in results.parts(output)]
-    assert sorted((part.num_rows, part.num_row_groups) for part in told) == [
-        *((11, 3), (12, 3), (12, 3))
-    ]
-    monkeypatch.setattr(results, "ROWS_A_FILE", 100)
-    results.settle(output)
+    names = results.parts(output)
+    told = [pq.read_metadata(output.path(name)) for name in names]
+    assert len(names) > 2
+    assert sum(output.size(name) < 60_000 for name in names) == 1
+    assert {one.row_group(0).num_rows for one in told} == {5}
     assert shown(results.read(output)) == shown(before)
-    assert len(results.parts(output)) == 1
+    results.settle(output)
+    assert results.parts(output) == names
+
+
+def test_settling_leaves_whole_files_alone_that_hold_nothing_in_vain(output, monkeypatch):
+    monkeypatch.setattr(parts, "WHOLE_BYTES", 1)
+    kept = [results.write(output, table((f"{n}", "ok", n))) for n in range(3)]
+    mended = results.write(output, table(("failed", "error", 0), ("alone", "ok", 0)))
+    kept.append(results.write(output, table(("failed", "ok", 1))))
+    before = shown(results.read(output))
+    results.settle(output)
+    assert mended not in results.parts(output)
+    assert set(kept) < set(results.parts(output))
+    assert shown(results.read(output)) == before
+    assert len(results.parts(output)) == 5
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -164,13 +169,12 @@ def test_a_crash_before_old_files_are_deleted_costs_only_another_settling(
     old = results.parts(output)
     shutil.copytree(tmp_path / "out", tmp_path / "copy")
     results.settle(output)
-    settled = results.parts(output)
     for name in old[:survivors]:  # as if the process had died before it deleted these
         shutil.copy(tmp_path / "copy" / name, tmp_path / "out" / name)
     assert shown(results.read(output)) == OUTCOME
     results.settle(output)
     assert shown(results.read(output)) == OUTCOME
-    assert results.parts(output) == settled
+    assert len(results.parts(output)) == 1
 
 
 def test_a_reader_loses_no_row_while_a_run_settles(output):
@@ -180,7 +184,7 @@ def test_a_reader_loses_no_row_while_a_run_settles(output):
 
 
 def test_results_of_different_columns_are_read_together(output, monkeypatch):
-    monkeypatch.setattr(results, "ROWS_A_GROUP", 1)
+    monkeypatch.setattr(parts, "ROWS_A_GROUP", 1)
     for row_id, name in (("a", "label"), ("b", "tag")):
         wider = results.schema(pa.schema([(name, pa.string())]))
         results.write(output, table((row_id, "ok", 0, {name: "x"}), schema=wider))

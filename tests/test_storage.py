@@ -55,6 +55,13 @@ def test_files_are_listed_by_relative_names_in_order(root):
     assert root.files() == ["a/1.txt", "a/2.txt", "a/deep/er/4.txt", "ab/3.txt", "b.txt"]
 
 
+def test_a_root_is_empty_until_something_is_below_it(root):
+    assert root.is_empty()
+    root.write("a/b/x", b"123")
+    assert not root.is_empty()
+    assert root.sizes() == root.sizes("a") == {"a/b/x": 3}
+
+
 def test_a_deleted_file_is_gone_at_once(root):
     root.write("a/x", b"1")
     assert root.exists("a/x")

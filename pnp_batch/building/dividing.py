@@ -35,15 +35,15 @@ def split(uri: str, parts: int, folder: str, *, force: bool = False) -> list[Bui
         Target(posixpath.join(folder, f"part-{number:03d}.{whole.kind}"), force)
         for number in range(parts)
     ]
-    part_of = _balanced(whole, parts)
-    if len(part_of) < parts:
+    images, part_of = _balanced(whole, parts)
+    if len(images) < parts:
         raise NotBuilt(
-            f"{uri}: {len(part_of)} guidance images for {parts} parts", f"use -n {len(part_of)}"
+            f"{uri}: {len(images)} guidance images for {parts} parts", f"use -n {len(images)}"
         )
     with ExitStack() as stack:
         writers = [stack.enter_context(target.writer(whole.schema)) for target in targets]
         for rows, keys in whole.rows():
-            table, numbers = whole.restored(rows), np.array([part_of[key] for key in keys])
+            table, numbers = whole.restored(rows), part_of[np.searchsorted(images, keys)]
             for number in np.unique(numbers):
                 writers[number].add(table.filter(numbers == number))
     return [
@@ -80,16 +80,14 @@ def sample(uri: str, count: int, target: Target, *, seed: int = 0) -> Built:
     return target.write_tables(whole.schema, tables(), whole.pictures)
 
 
-def _balanced(whole: Whole, parts: int) -> dict[bytes, int]:
-    """The part of each guidance image: the next one goes where there is least."""
-    sizes: dict[bytes, int] = {}
-    for _, keys in whole.rows():
-        for key in keys:
-            sizes[key] = sizes.get(key, 0) + 1
+def _balanced(whole: Whole, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """The guidance images, ascending, and the part of each: the next one goes where is least."""
+    every = np.concatenate([np.empty(0, np.uint64), *(keys for _, keys in whole.rows())])
+    images, firsts, sizes = np.unique(every, return_index=True, return_counts=True)
     load = [(0, number) for number in range(parts)]
-    found = {}
-    for key, size in sizes.items():
+    part_of = np.empty(len(images), np.int32)
+    for place in np.argsort(firsts):
         least, number = load[0]
-        heapq.heapreplace(load, (least + size, number))
-        found[key] = number
-    return found
+        heapq.heapreplace(load, (least + int(sizes[place]), number))
+        part_of[place] = number
+    return images, part_of

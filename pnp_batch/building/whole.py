@@ -9,6 +9,7 @@ import posixpath
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -51,12 +52,12 @@ class Whole:
                 "split or sample them one by one",
             )
 
-    def rows(self) -> Iterator[tuple[pa.Table, list[bytes]]]:
-        """All rows with their ids, checked, and what names the guidance image of each."""
+    def rows(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """All rows with their ids, checked, and a number that names the guidance image of each."""
         for batch, ids in identified(self._manifest):
             own = {name: batch[name] for name in batch.schema.names if name != "row_id"}
             table = pa.table({"row_id": pa.array(ids, pa.string()), **own})
-            yield table, [key for key, _ in guidance(table)]
+            yield table, guidance(table)[0]
 
     @cached_property
     def schema(self) -> pa.Schema:

@@ -7,7 +7,17 @@ translate import torch, and only once a row needs it.
 from pnp_batch.stages.load import loading
 from pnp_batch.stages.score import Score, ScoreSink, Scoring
 from pnp_batch.stages.translate import Translate
-from pnp_batch.stages.work import Reading, Work
+from pnp_batch.stages.work import PARTS, Reading, Work
 from pnp_batch.stages.write import Sink
 
-__all__ = ["Reading", "Score", "ScoreSink", "Scoring", "Sink", "Translate", "Work", "loading"]
+__all__ = [
+    "PARTS",
+    "Reading",
+    "Score",
+    "ScoreSink",
+    "Scoring",
+    "Sink",
+    "Translate",
+    "Work",
+    "loading",
+]

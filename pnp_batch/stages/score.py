@@ -20,7 +20,7 @@ from ray.data.block import Block, BlockAccessor
 
 from pnp_batch import results, source
 from pnp_batch.scores import REASON, SCORED_WITH
-from pnp_batch.stages.work import Reading, unpacked
+from pnp_batch.stages.work import PARTS, Reading, unpacked
 from pnp_batch.storage import Storage
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class ScoreSink(Datasink[None]):
             table = BlockAccessor.for_block(block).to_arrow()
             if len(table):
                 results.write(self._output, table)
-                ray.get(self._control.add.remote({results.OK: len(table)}))
+                ray.get(self._control.add.remote({results.OK: len(table), PARTS: 1}))
 
 
 def _source(told: Row, guidance: Guidance, side: int) -> Image.Image | NotScored:

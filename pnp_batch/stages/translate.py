@@ -53,7 +53,7 @@ class Translate:
     def __init__(self, work: Work, control: Any, preload: bool) -> None:  # noqa: ANN401
         self._work = work
         self._control = control
-        self._cache = LatentCache(work.cache)
+        self._cache = LatentCache(work.cache) if work.cache else None
         self._has_worked = False
         self._unet_ms = 0  # as far as it is counted
         self._running: list[str] = []
@@ -190,7 +190,8 @@ class Translate:
                 keys["cached" if outcome.cached else "inverted"].add(outcome.latents_key)
         keys["cached"] -= keys["inverted"]
         counts = {name: len(found) for name, found in keys.items()}
-        counts["damaged"], self._cache.damaged = self._cache.damaged, 0
+        if self._cache is not None:
+            counts["damaged"], self._cache.damaged = self._cache.damaged, 0
         if "_engine" in self.__dict__:  # else no row has needed it
             spent = round(1000 * self._engine.unet.watch.seconds())
             counts["unet_ms"], self._unet_ms = spent - self._unet_ms, spent

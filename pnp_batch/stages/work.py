@@ -13,6 +13,8 @@ from pnp_batch.steps import Sampling
 from pnp_batch.storage import Storage
 
 PACKED = "rows of a block"
+# What is counted beside rows: the parts of results that were written.
+PARTS = "parts"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Work:
     """What every stage needs to know of the job."""
 
     output: Storage
-    cache: Storage
+    cache: Storage | None
     model: ModelFiles
     device: str
     dtype: str

@@ -13,7 +13,7 @@ from ray.data.block import Block, BlockAccessor
 
 from pnp_batch import sink
 from pnp_batch.metrics import FAILED
-from pnp_batch.stages.work import Work
+from pnp_batch.stages.work import PARTS, Work
 
 
 class Sink(Datasink[None]):
@@ -42,5 +42,6 @@ class Sink(Datasink[None]):
         counts: Counter[str] = Counter(recorded["status"].to_pylist())
         kinds = recorded["error_type"].drop_null().to_pylist()
         counts.update(f"{FAILED}{kind}" for kind in kinds)
+        counts[PARTS] = 1
         # Waited for, so that no count is lost when the run ends right after.
         ray.get(self._control.add.remote(dict(counts)))

@@ -132,6 +132,12 @@ def test_one_inversion_serves_all_prompts_and_a_second_job(jobs: Jobs) -> None:
     second = jobs.run(jobs.manifest(other, "other.jsonl"), str(jobs.folder / "two"), cache=cache)
     assert (second.progress.inverted, second.progress.cached) == (0, 2)
 
+    alone = jobs.run(jobs.manifest(other, "other.jsonl"), str(jobs.folder / "three"), cache="none")
+    assert (alone.progress.inverted, alone.progress.cached) == (2, 0)
+    assert not list(jobs.folder.rglob("none")) + Storage(alone.output).files("latents")
+    pictures = [{n: row["sha256"] for n, row in rows_of(r.output).items()} for r in (second, alone)]
+    assert pictures[0] == pictures[1]
+
 
 def test_a_damaged_cache_entry_is_replaced_and_changes_no_picture(jobs: Jobs) -> None:
     jobs.picture("a.png", 1)
