@@ -9,15 +9,8 @@ from itertools import combinations
 import promql_parser as promql
 import pytest
 
+from pnp_batch.metrics import NAMES
 from tests.infra.places import INFRA, ROOT, documents
-
-try:
-    from pnp_batch.metrics import NAMES
-except ImportError:  # PLACEHOLDER until pnp_batch.metrics is there: take these lines out then
-    SECONDS = ("unet_seconds_total", "wait_seconds_total", "work_seconds_total")
-    ROWS = ("rows", "rows_done_total", "rows_failed_total", "inversions_total")
-    REST = ("worker_seconds_total", "workers")
-    NAMES = tuple(f"pnp_batch_{name}" for name in (*ROWS, *SECONDS, *REST))
 
 METRICS = {f"ray_{name}" for name in NAMES}
 OWN_LABELS = {
