@@ -93,6 +93,7 @@ def _start(address: str | None, folder: str | None, workers: int) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
+        _node_ip_address="127.0.0.1",
         _temp_dir=folder,
     )
 

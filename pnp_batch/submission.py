@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pnp_batch import __version__, given, job
 from pnp_batch import config as configuration
@@ -43,6 +43,8 @@ _ID = re.compile(rf"({PREFIX}[0-9a-f]{{12}})-(\d+)")
 PENDING, RUNNING, STOPPED, SUCCEEDED = "PENDING", "RUNNING", "STOPPED", "SUCCEEDED"
 GOING_ON = (PENDING, RUNNING)
 POLL_SECONDS = 1.0
+# A dashboard answers before the head takes jobs.
+_NOT_READY, READY_SECONDS = "No available agent", 120.0
 # A job that has begun to stop drains; Ray kills it after this, beyond the drain.
 STOP_MARGIN_SECONDS = 15
 # Ray's variables that beat the address that is asked for.
@@ -140,19 +142,32 @@ class Jobs:
         on_cluster = configuration.with_values(config, address="auto")
         command = ["python", "-m", "pnp_batch", *given.command(on_cluster)]
         stopping = int(config.drain_timeout) + STOP_MARGIN_SECONDS
-        with self._asking():
-            self._client.submit_job(
-                entrypoint=shlex.join(command),
-                submission_id=id,
-                # Nothing of this machine's environment: credentials are the cluster's own.
-                runtime_env={
-                    "py_modules": [str(Path(__file__).parent)],
-                    "excludes": ["__pycache__"],
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stopping)},
-                },
-                metadata={"pnp-batch": __version__, "output": config.output},
-            )
+        self._submit(
+            entrypoint=shlex.join(command),
+            submission_id=id,
+            # Nothing of this machine's environment: credentials are the cluster's own.
+            runtime_env={
+                "py_modules": [str(Path(__file__).parent)],
+                "excludes": ["__pycache__"],
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stopping)},
+            },
+            metadata={"pnp-batch": __version__, "output": config.output},
+        )
         return self.one(id)
+
+    def _submit(self, **job: Any) -> None:
+        """Submits to a cluster that may have begun a moment ago."""
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                with self._asking():
+                    self._client.submit_job(**job)
+            except NoJobs as error:
+                if _NOT_READY not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
+            else:
+                return
 
     def all(self) -> list[Submitted]:
         """Every job of this package that the cluster remembers, the oldest first."""

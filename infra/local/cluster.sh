@@ -17,9 +17,9 @@ running=()
 
 end() {
   trap - EXIT INT TERM
+  # Nothing here is worth a farewell, for which Ray takes half a minute.
   for ((n = ${#running[@]} - 1; n >= 0; n--)); do
-    kill -TERM "${running[n]}" 2> /dev/null || true
-    wait "${running[n]}" 2> /dev/null || true
+    while pkill -KILL --session "${running[n]}"; do sleep 0.1; done
   done
   rm -rf "$there"
 }
@@ -29,6 +29,7 @@ trap 'exit 130' INT TERM
 start() { # NAME COMMAND...: in a session of its own, so that Ctrl-C reaches this script alone
   setsid "${@:2}" > "$there/$1.log" 2>&1 &
   running+=($!)
+  disown # else bash tells of its end
 }
 
 until_true() { # WHAT COMMAND...
@@ -60,10 +61,11 @@ head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$there/token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$there/token" RAY_USAGE_STATS_ENABLED=0
 ray=(ray start --block --min-worker-port 0 --max-worker-port 0 --object-store-memory 268435456)
 start head "${ray[@]}" --head --num-cpus 0 --node-ip-address 127.0.0.1 --port "$RAY_PORT" \
-  --dashboard-port "$DASHBOARD_PORT" --temp-dir "$there/ray"
+  --dashboard-port "$DASHBOARD_PORT" --dashboard-agent-listen-port $((DASHBOARD_PORT + 1)) --temp-dir "$there/ray"
 until_true "Ray head" ray status --address "127.0.0.1:$RAY_PORT"
 for host in 2 3; do
-  start "worker-$host" "${ray[@]}" --num-cpus 3 --node-ip-address "127.0.0.$host" --address "127.0.0.1:$RAY_PORT"
+  start "worker-$host" "${ray[@]}" --num-cpus 3 --node-ip-address "127.0.0.$host" \
+    --dashboard-agent-listen-port $((DASHBOARD_PORT + host)) --address "127.0.0.1:$RAY_PORT"
 done
 dashboard=http://127.0.0.1:$DASHBOARD_PORT
 until_true "dashboard" pnp-batch jobs list --address "$dashboard"
