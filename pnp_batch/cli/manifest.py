@@ -140,12 +140,18 @@ def hf(dataset: str, texts: tuple[str, ...], file: str | None, as_json: bool, **
 
 @manifest.command()
 @click.option("--pairs", type=click.IntRange(1), default=64, show_default=True, metavar="N")
+@click.option(
+    "--source-prompts",
+    is_flag=True,
+    help="Captions as source_prompt, which p2p and others want; source_caption shapes no picture.",
+)
 @_target
-def world(pairs: int, output: str, force: bool, as_json: bool) -> None:
+def world(pairs: int, source_prompts: bool, output: str, force: bool, as_json: bool) -> None:
     """Held-out pairs of the picture world."""
     from pnp_batch.building.drawn import from_world
 
-    _tell([from_world(pairs, _to(output, force))], as_json)
+    target = _to(output, force)
+    _tell([from_world(pairs, target, source_prompts=source_prompts)], as_json)
 
 
 @manifest.command()

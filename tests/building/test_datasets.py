@@ -142,6 +142,9 @@ def test_the_picture_world(shell):
         assert row["image"]["bytes"] == pictures.saved(drawn)
         with Image.open(io.BytesIO(row["mask"]["bytes"])) as mask:
             assert mask.size == drawn.size
+    prompted = shell.build("world", "--pairs", "3", "--source-prompts", "--force")
+    assert [row["source_prompt"] for row in prompted] == [row["source_caption"] for row in rows]
+    assert "source_caption" not in prompted[0]
     output = shell.folder / "m.jsonl"
     said = shell.run("manifest", "world", "--pairs", "1", "--output", output, code=4)
     assert "jsonl cannot hold the column 'image'" in said
