@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 
 from pnp_batch.building.target import Built, Target
 
-
 CAPTION, SOURCE_PROMPT = "source_caption", "source_prompt"
 
 
