@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TYPED := pnp_batch $(wildcard jobs/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types browser azurite pytest cluster soak wheel check-wheel format clean
+.PHONY: help venv demo test lint types browser hosts azurite pytest cluster soak wheel check-wheel format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,11 @@ browser: ## make Chromium available to the tests
 	  echo "hint: sudo apt-get install chromium chromium-driver" >&2; exit 1; \
 	fi
 
+# Only root can make hosts, so others do without these tests.
+hosts: ## make `ip`, with which the tests of a cluster make its hosts, available to root
+	@[ "$$(id -u)" != 0 ] || command -v ip > /dev/null || ! command -v apt-get > /dev/null || \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends iproute2
+
 # An emulator of Azure Blob Storage, which pip has none of.
 AZURITE_VERSION := 3.37.0
 AZURITE := $(VENV)/azurite/.installed-$(AZURITE_VERSION)
@@ -66,7 +71,7 @@ $(AZURITE): | $(INSTALLED)
 	@touch $@
 
 # Tests with Ray and those of faults start many processes of their own, and want the machine for themselves.
-pytest: venv browser azurite ## the test suite: no network, no GPU
+pytest: venv browser hosts azurite ## the test suite: no network, no GPU
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not ray and not faults'
 	$(BIN)/pytest -m 'not gpu and (ray or faults)'
 
