@@ -76,7 +76,7 @@ def spending(job: Job, rows: np.ndarray, inversions: int) -> Spending:
     for recipe, count, images in _recipes(job, rows):
         method = methods.get(str(recipe["method"]))
         cost = method.cost(sampling, json.loads(recipe["shared"]))
-        guidance, translated = _flops(cost, unet)
+        guidance, translated = branches(cost, unet)
         translated += cost.decodes * 3 * decode
         spent["guidance"] += images * cost.guidance
         spent["translated"] += count * cost.row
@@ -84,7 +84,7 @@ def spending(job: Job, rows: np.ndarray, inversions: int) -> Spending:
     return Spending(spent, flop / 1e12)
 
 
-def _flops(cost: methods.Cost, unet: UNetFlops) -> tuple[float, float]:
+def branches(cost: methods.Cost, unet: UNetFlops) -> tuple[float, float]:
     """FLOPs of a guidance branch, and of a row, which does not compute what is injected."""
     guidance = cost.guidance_to_attention * unet.to_attention[max(cost.attention_layers)]
     guidance += cost.guidance_to_feature * unet.to_feature[max(cost.feature_layers)]

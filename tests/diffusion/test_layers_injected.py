@@ -15,7 +15,7 @@ from pnp_batch.diffusion.unet import UNet
 from pnp_batch.flops import unet_flops
 from pnp_batch.layers import ATTENTION, FEATURES, parsed
 from pnp_batch.methods import Batch, get
-from pnp_batch.plan import _flops
+from pnp_batch.spending import branches
 from pnp_batch.steps import Sampling
 from tests import tiny
 from tests.diffusion.scene import TOLERANCE, both_schedules, far, latents, rows
@@ -113,7 +113,7 @@ def flops(f, attn, every):
         translated(unet, owner, every, **parameters)
     cost = get("pnp").cost(Sampling(STEPS, deep_every=every), parameters)
     assert unet.evaluations == cost.guidance + len(owner) * cost.row
-    guidance, row = _flops(cost, unet_flops({**unet.module.config}, tiny.SIDE, tokens=6))
+    guidance, row = branches(cost, unet_flops({**unet.module.config}, tiny.SIDE, tokens=6))
     return counter.get_total_flops(), guidance + len(owner) * row
 
 

@@ -20,7 +20,7 @@ from pnp_batch.methods import get
 from pnp_batch.models import StableDiffusion, find
 from pnp_batch.origins import Row
 from pnp_batch.parameters import resolved
-from pnp_batch.plan import _flops
+from pnp_batch.spending import branches
 from pnp_batch.steps import Sampling
 from pnp_batch.world import draw, random_spec
 from tests import masked_reference, reference, tiny
@@ -175,7 +175,7 @@ def flops(model, **given):
     with FlopCounterMode(display=False) as decoding, sdpa_kernel(SDPBackend.MATH):
         model.decode(torch.zeros(4, tiny.SIDE, tiny.SIDE))
     cost = METHOD.cost(Sampling(STEPS), one.parameters)
-    counted = sum(_flops(cost, unet_flops({**model.unet.config}, tiny.SIDE, tiny.TOKENS)))
+    counted = sum(branches(cost, unet_flops({**model.unet.config}, tiny.SIDE, tiny.TOKENS)))
     return counter.get_total_flops() - decoding.get_total_flops(), counted
 
 
