@@ -121,7 +121,7 @@ def run(
             return _nothing_to_do(job, begun)
         if _is_spent(job, 0.0):
             told = f"{job.spent_seconds / 3600:.4g} hours of workers are spent on {job.output.uri}"
-            raise Interrupted(told, "give more --budget-hours to go on")
+            raise Interrupted(told, "run the job with more --budget-hours to go on")
         say(_progress(job, begun, "starting Ray"))
         with cluster.connected(job.config.address, job.config.max_workers or job.config.workers):
             result = _run(job, mine, begun, say)
