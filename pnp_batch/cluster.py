@@ -24,6 +24,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import ray
+from ray._private import utils
 from ray.data import DataContext
 
 from pnp_batch.errors import JobError
@@ -86,16 +87,32 @@ def _start(address: str | None, folder: str | None, workers: int) -> None:
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, workers) + SPARE_CPUS,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-        _temp_dir=folder,
-    )
+    with _unobserved():
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, workers) + SPARE_CPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=folder,
+        )
+
+
+@contextmanager
+def _unobserved() -> Iterator[None]:
+    """Starts Ray without what shows a cluster to others: two servers that nobody asks here.
+
+    They would take seconds of each start, and listen. Ray leaves them out where their packages are
+    missing, and has no setting for it.
+    """
+    found = utils.get_dashboard_dependency_error
+    utils.get_dashboard_dependency_error = lambda: ImportError("not wanted")
+    try:
+        yield
+    finally:
+        utils.get_dashboard_dependency_error = found
 
 
 @contextmanager
