@@ -14,13 +14,13 @@ __all__ = ["RunConfig", "Translator", "__version__", "run"]
 
 if TYPE_CHECKING:
     from pnp_batch.config import RunConfig
-    from pnp_batch.pipeline import run
+    from pnp_batch.launch import run
     from pnp_batch.translator import Translator
 
 _HOME = {
     "RunConfig": "pnp_batch.config",
     "Translator": "pnp_batch.translator",
-    "run": "pnp_batch.pipeline",
+    "run": "pnp_batch.launch",
 }
 
 

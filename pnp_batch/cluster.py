@@ -13,7 +13,10 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
-# Ray reads these when it is imported.
+from pnp_batch.process import MANY_NODES, temporary_folder
+
+# Ray reads these when it is imported. A private instance then binds every socket to loopback.
+os.environ.setdefault(MANY_NODES, "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # A run that was stopped at once must not start Ray again from its dying thread.
@@ -28,10 +31,7 @@ from ray._private import utils
 from ray.data import DataContext
 
 from pnp_batch.errors import JobError
-from pnp_batch.process import temporary_folder
 
-# Ray reads it when it starts: whether sockets are bound to the node's address, or to loopback.
-MANY_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 OBJECT_STORE_BYTES = 512 * 2**20
 ACTOR_INIT_DEATHS = 3
 RAY_LISTENER = "ray_listen_error_messages"
@@ -82,8 +82,6 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
 
 
 def _start(address: str | None, folder: str | None, workers: int) -> None:
-    # A private instance is nobody else's; a cluster's other nodes must reach this process.
-    os.environ[MANY_NODES] = "1" if address else "0"
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return
@@ -95,7 +93,6 @@ def _start(address: str | None, folder: str | None, workers: int) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
             _temp_dir=folder,
         )
 

@@ -12,6 +12,8 @@ import uuid
 from functools import cache
 from pathlib import Path
 
+# Ray reads it while it is imported: whether sockets are bound to the node's address or to loopback.
+MANY_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 FOLDER_PREFIX = "pnp-"  # short: Ray puts sockets below it, whose paths have a limit
 
 
@@ -35,6 +37,16 @@ def runs(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def reachable(address: str | None) -> None:
+    """Lets this process be reached by the nodes of a cluster; to be called before Ray is imported.
+
+    Args:
+        address: of the cluster; None for a private Ray, which is nobody else's.
+    """
+    if address is not None:
+        os.environ[MANY_NODES] = "1"
 
 
 def trim_memory() -> None:

@@ -94,7 +94,7 @@ FLOORS = (
     ),
     (
         *("cluster", "metrics", "control", "stages", "execution", "resources", "translation"),
-        *("pipeline", "progress", "scoring", "evaluate", "report", "compare"),
+        *("pipeline", "launch", "progress", "scoring", "evaluate", "report", "compare"),
     ),
     (
         *("validate", "status", "gc", "dataset", "plan", "bench", "doctor"),

@@ -10,6 +10,7 @@ import click
 from pnp_batch.cli.last_words import last_words
 from pnp_batch.cli.options import answer, common, configured, job, job_file
 from pnp_batch.given import METHODS
+from pnp_batch.process import reachable
 
 if TYPE_CHECKING:
     from pnp_batch.compare import Comparison
@@ -33,13 +34,15 @@ def compare(methods: str, as_json: bool, **given: Any) -> int:
     Each has an output of its own below --output, which `status`, `retry` and `report` know; all
     share one latent cache. Run again, it does only what is missing.
     """
-    from pnp_batch import compare as library
-    from pnp_batch import progress
     from pnp_batch.variants import listed, variants
 
     file = job_file(given.pop("config_file"), also=[METHODS])
     told = listed(file.pop(METHODS, None) or "")
     config = configured(given, file)
+    reachable(config.address)
+    from pnp_batch import compare as library
+    from pnp_batch import progress
+
     chosen = variants(methods or told, config)
     died = "the process was killed, or Ray's own processes were; what is recorded stays"
     with last_words(died, "run the same command again to go on"), progress.shown() as listener:

@@ -14,6 +14,7 @@ from pnp_batch.cli.options import answer, common
 from pnp_batch.clock import duration
 from pnp_batch.config import DEVICES
 from pnp_batch.errors import EXIT_INTERRUPTED
+from pnp_batch.process import reachable
 from pnp_batch.scores import BY_NAME
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ LONGEST = 24
 @common
 def evaluate(output: str, as_json: bool, **options: Any) -> int:
     """Score the output at URI; run again, it does only what is missing."""
+    reachable(options["address"])
     from pnp_batch import evaluate as library
     from pnp_batch import pipeline
     from pnp_batch.evaluation import Named

@@ -14,6 +14,7 @@ from pnp_batch.cli.options import answer, common, configured, failures, job
 from pnp_batch.clock import duration
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import EXIT_INTERRUPTED, EXIT_TOO_MANY_FAILED
+from pnp_batch.process import reachable
 
 
 @click.command()
@@ -65,6 +66,7 @@ def _translate(
     only_failed: bool = False,
     next_command: bool = True,
 ) -> int:
+    reachable(job_config.address)
     from pnp_batch import pipeline, progress, record
 
     died = "the run's process was killed, or Ray's own processes were; what is recorded stays"
