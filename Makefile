@@ -70,10 +70,12 @@ $(AZURITE): | $(INSTALLED)
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@$(AZURITE_VERSION)
 	@touch $@
 
-# Tests with Ray and those of faults start many processes of their own, and want the machine for themselves.
+# Tests with Ray start many processes of their own and mostly wait for these; those of faults want the machine
+# for themselves.
 pytest: venv browser hosts azurite ## the test suite: no network, no GPU
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not ray and not faults'
-	$(BIN)/pytest -m 'not gpu and (ray or faults)'
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not gpu and not faults and ray'
+	$(BIN)/pytest -m 'not gpu and faults'
 
 cluster: venv ## bring up object store, Ray head and two workers here, and run the sample job on them
 	infra/local/cluster.sh

@@ -85,7 +85,7 @@ def _start(address: str | None, folder: str | None, workers: int) -> None:
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return
-    with _unobserved():
+    with unobserved():
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, workers) + SPARE_CPUS,
@@ -98,7 +98,7 @@ def _start(address: str | None, folder: str | None, workers: int) -> None:
 
 
 @contextmanager
-def _unobserved() -> Iterator[None]:
+def unobserved() -> Iterator[None]:
     """Starts Ray without what shows a cluster to others: two servers that nobody asks here.
 
     They would take seconds of each start, and listen. Ray leaves them out where their packages are

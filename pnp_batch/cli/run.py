@@ -88,7 +88,7 @@ def _translate(
     }
     answer(_told(result, next_command), body, as_json=as_json)
     if result.exit_code == EXIT_INTERRUPTED:
-        spent = f"the {job_config.budget_hours:g} hours of --budget-hours are spent"
+        spent = f"the {job_config.budget_hours} hours of --budget-hours are spent"
         what = spent if result.state == record.SPENT else "interrupted"
         raise pipeline.Interrupted(f"{what}, what was in flight is recorded")
     if result.exit_code == EXIT_TOO_MANY_FAILED:

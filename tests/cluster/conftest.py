@@ -14,6 +14,7 @@ import pytest
 
 from tests import tiny
 from tests.cluster import nodes
+from tests.faults.lost_node import wait_for_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cluster() -> Iterator[nodes.Cluster]:
     """A head, and one node that works."""
     with nodes.cluster(hosts=3) as there:
-        there.join("--num-cpus", "3")
+        there.join("--num-cpus", "2")  # room for one worker, and for what reads and writes
+        wait_for_nodes(there.gcs, there.environ, len(there.nodes))
         yield there
 
 

@@ -111,6 +111,7 @@ def two_nodes() -> Iterator[tuple[str, dict[str, str], list[Node]]]:
                 nodes.append(_node((*flags, "--node-ip-address", own), folder, environ))
                 stack.callback(kill, nodes[-1])
                 _wait_for_raylet(nodes[-1], folder)
+            wait_for_nodes(address, environ, len(nodes))
             yield address, environ, nodes
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -135,6 +136,18 @@ def _wait_for_raylet(node: Node, folder: Path) -> None:
         if time.monotonic() > deadline or node.poll() is not None:
             raise TimeoutError(f"no Ray: {(folder / 'told').read_text()}")
         time.sleep(0.2)
+
+
+def wait_for_nodes(address: str, environ: dict[str, str], count: int) -> None:
+    """Returns once a cluster has so many nodes; one joins well after its processes have begun."""
+    ray = [str(Path(sys.executable).with_name("ray")), "status", "--address", address]
+    deadline, told = time.monotonic() + jobs.PATIENCE, ""
+    while len(re.findall(r"(?m)^ 1 node_", told)) < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not {count} nodes: {told}")
+        told = subprocess.run(
+            ray, check=False, capture_output=True, text=True, env={**os.environ, **environ}
+        ).stdout
 
 
 def has(node: Node, role: str) -> int:

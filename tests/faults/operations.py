@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,6 +138,10 @@ def _leased(output: Storage) -> bool:
     return held and not lease.is_held(output)
 
 
+# What makes the name of a merged part new each time.
+MARK = re.compile(r"\.[0-9a-f]{8}(?=\.parquet$)")
+
+
 class _Trial:
     """One operation, done again and again on files of its own with another fault."""
 
@@ -206,8 +211,12 @@ class _Trial:
         """The files by name, as the digests that the store has of them."""
         place = self._place
         found = place.client.list_objects_v2(Bucket=place.bucket, Prefix=place.prefix)
-        files = {item["Key"]: item["ETag"].strip('"') for item in found.get("Contents", [])}
-        return {key.removeprefix(place.prefix): tag for key, tag in files.items()}
+        files: dict[str, str] = {}
+        for item in found.get("Contents", []):
+            name = MARK.sub("", item["Key"].removeprefix(place.prefix))
+            again = f"{name} again" if name in files else name
+            files[again] = item["ETag"].strip('"')
+        return files
 
 
 def _tag(data: bytes) -> str:

@@ -33,7 +33,8 @@ def main(model: str, manifest: str, output: str) -> None:
 
     pipeline.resources = with_gpu  # type: ignore[assignment]
     evaluate.Evaluation = scoring_with_gpu  # type: ignore[assignment, misc]
-    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False)
+    with cluster.unobserved():
+        ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False)
     with cluster.connected(None):
         job = RunConfig(manifest, output, model=model, steps=2, device="cpu", workers=2)
         done = pipeline.run(job).summary.done
