@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TYPED := pnp_batch $(wildcard jobs/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types browser hosts azurite pytest cluster soak wheel check-wheel format clean
+.PHONY: help venv demo test lint types browser hosts azurite pytest long cluster soak wheel check-wheel format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,12 +70,13 @@ $(AZURITE): | $(INSTALLED)
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@$(AZURITE_VERSION)
 	@touch $@
 
-# Tests with Ray start many processes of their own and mostly wait for these; those of faults want the machine
-# for themselves.
+# Tests with Ray and those of faults start many processes of their own, and want the machine for themselves.
 pytest: venv browser hosts azurite ## the test suite: no network, no GPU
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not ray and not faults'
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not gpu and not faults and ray'
-	$(BIN)/pytest -m 'not gpu and faults'
+	$(BIN)/pytest -m 'not gpu and not long and (ray or faults)'
+
+long: venv browser hosts azurite ## the tests of whole clusters and stores that take minutes
+	$(BIN)/pytest -m long
 
 cluster: venv ## bring up object store, Ray head and two workers here, and run the sample job on them
 	infra/local/cluster.sh

@@ -8,6 +8,7 @@ import re
 import time
 
 import pyarrow.parquet as pq
+import pytest
 from ray.job_submission import JobSubmissionClient
 
 from pnp_batch import metrics, record
@@ -81,6 +82,7 @@ def test_an_unknown_job_is_named(commands):
 ROWS = 160
 
 
+@pytest.mark.long
 def test_a_job_grows_with_the_cluster_is_stopped_and_goes_on(cluster, commands, model, tmp_path):
     manifest = manifests.manifest(tmp_path / "manifest.parquet", ROWS)
     output = tmp_path / "out"

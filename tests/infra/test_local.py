@@ -13,6 +13,7 @@ from tests.faults.servers import free_ports
 from tests.infra.places import INFRA
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_sample_job_runs_on_a_cluster_of_this_machine(tmp_path):
     output = tmp_path / "out"

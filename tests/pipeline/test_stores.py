@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from pnp_batch.pipeline import Progress
 
 
-@pytest.mark.parametrize("store", ["s3", "gs", "az"])
+@pytest.mark.parametrize(
+    "store", ["s3", *(pytest.param(name, marks=pytest.mark.long) for name in ("gs", "az"))]
+)
 def test_a_job_in_a_store_is_interrupted_resumed_and_reported(
     jobs: Jobs, store: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
