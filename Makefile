@@ -75,7 +75,7 @@ pytest: venv browser hosts azurite ## the test suite: no network, no GPU
 	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not ray and not faults'
 	$(BIN)/pytest -m 'not gpu and not long and (ray or faults)'
 
-long: venv browser hosts azurite ## the tests of whole clusters and stores that take minutes
+long: venv browser hosts azurite ## the tests of whole clusters, stores and jobs that take minutes
 	$(BIN)/pytest -m long
 
 cluster: venv ## bring up object store, Ray head and two workers here, and run the sample job on them

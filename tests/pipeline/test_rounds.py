@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pnp_batch import compaction, execution, pipeline, results, translation
 from pnp_batch.storage import Storage
 from tests.pipeline.conftest import Jobs, rows_of
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     import pytest
 
 
+@pytest.mark.long
 def test_many_blocks_are_done_in_rounds_while_their_parts_stay_few(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pnp_batch.storage import Storage
 from tests.pipeline.conftest import rows_of
 from tests.pipeline.test_commands import call
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from tests.pipeline.conftest import Jobs
 
 
+@pytest.mark.long
 def test_a_sweep_inverts_each_image_once(jobs: Jobs) -> None:
     for name in "ab":
         jobs.picture(f"{name}.png", ord(name))
