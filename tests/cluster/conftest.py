@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cluster() -> Iterator[nodes.Cluster]:
     """A head, and one node that works."""
     with nodes.cluster(hosts=3) as there:
-        there.join("--num-cpus", "2")  # room for one worker, and for what reads and writes
+        there.join("--num-cpus", "3")  # room for two workers, and for what reads and writes
         wait_for_nodes(there.gcs, there.environ, len(there.nodes))
         yield there
 

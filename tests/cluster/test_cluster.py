@@ -87,11 +87,11 @@ def test_a_job_grows_with_the_cluster_is_stopped_and_goes_on(cluster, commands, 
     manifest = manifests.manifest(tmp_path / "manifest.parquet", ROWS)
     output = tmp_path / "out"
     job = ("submit", str(manifest), "--output", str(output), "--model", str(model))
-    job += ("--workers", "1:2", "--batch-size", "2", "--steps", "10")
+    job += ("--workers", "1:3", "--batch-size", "2", "--steps", "10")
     name = commands.json(*job, "--detach")["id"]
-    _until(lambda: _workers(cluster) == [1], "a worker")
+    _until(lambda: _workers(cluster)[0] > 0, "a worker")
     late = cluster.join("--num-cpus", "3")
-    _until(lambda: _workers(cluster) == [1, 1], "a worker on the node that has joined")
+    _until(lambda: _workers(cluster)[1] > 0, "a worker on the node that has joined")
     _until((output / "results").is_dir, "a record")
     assert commands.json(*job, "--detach")["id"] == name  # it is the one that runs
     _until(lambda: _told(cluster) >= set(metrics.NAMES) - _UNSEEN, "metrics")
