@@ -79,7 +79,7 @@ def test_an_unknown_job_is_named(commands):
     assert "pnp-ffffffffffff-1" in ended.stderr
 
 
-ROWS = 160
+ROWS = 400
 
 
 @pytest.mark.long
