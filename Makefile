@@ -37,36 +37,33 @@ lint: venv ## ruff: rules and formatting
 types: venv ## mypy, strict
 	$(BIN)/mypy $(TYPED)
 
-# The report is tested in a real browser, which pip has none of.
-browser: ## make Chromium available to the tests
-	@command -v chromium > /dev/null && command -v chromedriver > /dev/null || \
+# What the tests need and pip has none of comes from Debian: $(call debian,COMMANDS,PACKAGES,WHAT FOR)
+define debian
+	@command -v $(1) > /dev/null || \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
-	  install="apt-get install -y -qq --no-install-recommends chromium chromium-driver"; \
+	  install="apt-get install -y -qq --no-install-recommends $(2)"; \
 	  export DEBIAN_FRONTEND=noninteractive; $$install || { apt-get update -qq && $$install; }; \
 	else \
-	  echo "error: chromium or chromedriver is missing, in which the report is tested" >&2; \
-	  echo "hint: sudo apt-get install chromium chromium-driver" >&2; exit 1; \
+	  echo "error: $(1) is missing, $(3)" >&2; \
+	  echo "hint: sudo apt-get install $(2)" >&2; exit 1; \
 	fi
+endef
+
+browser: ## make Chromium available to the tests
+	$(call debian,chromium,chromium chromium-driver,in which the report is tested)
+	$(call debian,chromedriver,chromium-driver,which drives the browser that the report is tested in)
 
 # Only root can make hosts, so others do without these tests.
 hosts: ## make `ip`, with which the tests of a cluster make its hosts, available to root
-	@[ "$$(id -u)" != 0 ] || command -v ip > /dev/null || ! command -v apt-get > /dev/null || \
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends iproute2
+	$(if $(and $(filter 0,$(shell id -u)),$(shell command -v apt-get)),$(call debian,ip,iproute2,with which the tests of a cluster make its hosts))
 
-# An emulator of Azure Blob Storage, which pip has none of.
+# An emulator of Azure Blob Storage.
 AZURITE_VERSION := 3.37.0
 AZURITE := $(VENV)/azurite/.installed-$(AZURITE_VERSION)
 azurite: $(AZURITE) ## make the emulator of Azure's storage available to the tests
 
 $(AZURITE): | $(INSTALLED)
-	@command -v npm > /dev/null || \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
-	  install="apt-get install -y -qq --no-install-recommends nodejs npm"; \
-	  export DEBIAN_FRONTEND=noninteractive; $$install || { apt-get update -qq && $$install; }; \
-	else \
-	  echo "error: npm is missing, with which the emulator of Azure's storage is installed" >&2; \
-	  echo "hint: sudo apt-get install nodejs npm" >&2; exit 1; \
-	fi
+	$(call debian,npm,nodejs npm,with which the emulator of Azure's storage is installed)
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@$(AZURITE_VERSION)
 	@touch $@
 
