@@ -18,6 +18,7 @@ from pnp_batch.storage import Storage, StorageUnavailable
 from tests import emulators
 from tests.pictures import PNG
 from tests.source.site import serving
+from tests.torn import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,21 +71,11 @@ def test_it_is_the_store_that_refuses_to_create_twice(root):
 def test_an_object_appears_whole(root):
     versions = [bytes([number]) * 6_000_000 for number in range(3)]
     root.write("x", versions[0])
-    ended, torn = threading.Event(), []
-
-    def watch():
-        while not ended.is_set():
-            torn.extend([True] * (root.read("x") not in versions))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with reading(root, "x", versions) as reads:
         for number in range(6):
             root.write("x", versions[number % 3])
-    finally:
-        ended.set()
-        watcher.join()
-    assert not torn
+    assert reads.count > 1
+    assert reads.torn == 0
 
 
 def test_large_objects_are_read_whole_and_in_pieces(root):

@@ -7,13 +7,13 @@ import pickle
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from pnp_batch.storage import Storage, StorageUnavailable, absolute, is_local
+from tests.torn import reading
 
 
 @pytest.fixture(params=["local", "s3", "gs", "az"])
@@ -94,24 +94,11 @@ def test_a_reader_never_sees_a_torn_file(tmp_path):
     versions = [bytes([n]) * 300_000 for n in range(4)]
     there = Storage(str(tmp_path))
     there.write("x", versions[0])
-    torn, reads, done = [], [0], threading.Event()
-
-    def watch():
-        while not done.is_set():
-            reads[0] += 1
-            if there.read("x") not in versions:
-                torn.append(reads[0])
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with reading(there, "x", versions) as reads:
         for n in range(30):
             there.write("x", versions[n % 4])
-    finally:
-        done.set()
-        watcher.join()
-    assert reads[0] > 5
-    assert torn == []
+    assert reads.count > 5
+    assert reads.torn == 0
 
 
 WRITER = """

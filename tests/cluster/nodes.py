@@ -7,25 +7,21 @@ alone. Each node is a session of processes that can be killed at one stroke, as 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults import jobs
-from tests.faults.lost_node import HASTE, Node, has, kill
+from tests.faults.lost_node import Node, kill, of_cluster, start_node
 
 BRIDGE, SUBNET = "pnpbr", "10.77.0"
 GCS_PORT, DASHBOARD_PORT, METRICS_PORT = 6379, 8265, 8090
 PATIENCE = 120.0
-PORTS = ("--min-worker-port", "0", "--max-worker-port", "0")
 
 
 def _ip(*words: str) -> None:
@@ -80,25 +76,10 @@ class Cluster:
         self.nodes[0] = self._start(0, (*flags, str(self.folder / "ray"), *shown))
 
     def _start(self, number: int, flags: tuple[str, ...]) -> Node:
-        host = _namespace(number)
-        ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", *flags, *PORTS]
-        ray += ["--node-ip-address", _host(number), "--metrics-export-port", str(METRICS_PORT)]
-        ray += ["--object-store-memory", str(2**27)]
-        told = self.folder / f"told-{number}"
-        with told.open("w") as file:
-            node = subprocess.Popen(
-                ["ip", "netns", "exec", host, *ray],
-                stdout=file,
-                stderr=file,
-                env={**os.environ, **self.environ},
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + PATIENCE
-        while not has(node, jobs.RAYLET):
-            if node.poll() is not None or time.monotonic() > deadline:
-                raise TimeoutError(f"no Ray: {told.read_text()}")
-            time.sleep(0.1)
-        return node
+        own = ("--node-ip-address", _host(number), "--metrics-export-port", str(METRICS_PORT))
+        flags = (*flags, *own, "--object-store-memory", str(2**27))
+        within = ("ip", "netns", "exec", _namespace(number))
+        return start_node(within, flags, self.folder / f"told-{number}", self.environ)
 
 
 def _host(number: int) -> str:
@@ -113,19 +94,11 @@ def _namespace(number: int) -> str:
 def cluster(hosts: int) -> Iterator[Cluster]:
     """A head, and places for so many hosts in all that may join it."""
     folder = Path(tempfile.mkdtemp(prefix="pc-"))
-    token = folder / "token"
-    token.touch(0o600)
-    token.write_text(secrets.token_hex(32))
     environ = {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **of_cluster(folder),
         # Jobs run `python`, which on a host is the one that has Ray.
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        # A private Ray of the tests keeps to loopback by it; a host has its own environment.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
         "RAY_metrics_report_interval_ms": "1000",
-        **HASTE,
     }
     there = Cluster(folder, environ)
     with ExitStack() as stack:

@@ -94,12 +94,7 @@ def _both_work(running: jobs.Running, nodes: list[Node]) -> bool:
 def two_nodes() -> Iterator[tuple[str, dict[str, str], list[Node]]]:
     """A Ray cluster of two nodes that only a token opens: address, environment, nodes."""
     folder = Path(tempfile.mkdtemp(prefix="pf-"))
-    token = folder / "token"
-    token.touch(0o600)
-    token.write_text(secrets.token_hex(32))
-    environ = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    # A private Ray keeps to loopback by a setting that nodes of a cluster must not inherit.
-    environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", "RAY_USAGE_STATS_ENABLED": "0", **HASTE}
+    environ = of_cluster(folder)
     (port,) = free_ports(1)
     address = f"127.0.0.1:{port}"
     head = ("--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir")
@@ -110,32 +105,55 @@ def two_nodes() -> Iterator[tuple[str, dict[str, str], list[Node]]]:
             for own, flags in zip(ADDRESSES, ((*head, str(folder / "ray")), second), strict=True):
                 nodes.append(_node((*flags, "--node-ip-address", own), folder, environ))
                 stack.callback(kill, nodes[-1])
-                _wait_for_raylet(nodes[-1], folder)
             wait_for_nodes(address, environ, len(nodes))
             yield address, environ, nodes
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def of_cluster(folder: Path) -> dict[str, str]:
+    """The environment of a cluster's nodes and of whom it lets in, by a token in this folder."""
+    token = folder / "token"
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32))
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A private Ray keeps to loopback by a setting that nodes of a cluster must not inherit.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+        **HASTE,
+    }
+
+
 def _node(flags: tuple[str, ...], folder: Path, environ: dict[str, str]) -> Node:
     """Starts a node as a session of processes, and returns its leader."""
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", *flags]
-    with (folder / "told").open("a") as told:
-        return subprocess.Popen(
-            [*command, *NODE_FLAGS, *PORTS],
-            stdout=told,
-            stderr=told,
+    return start_node((), (*flags, *NODE_FLAGS), folder / "told", environ)
+
+
+def start_node(
+    within: tuple[str, ...], flags: tuple[str, ...], told: Path, environ: dict[str, str]
+) -> Node:
+    """`ray start` as a session of processes, `within` a command; its leader, once it has a raylet.
+
+    What it says is added to the file `told`.
+    """
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", *flags, *PORTS]
+    with told.open("a") as file:
+        node = subprocess.Popen(
+            [*within, *ray],
+            stdout=file,
+            stderr=file,
             env={**os.environ, **environ},
             start_new_session=True,
         )
-
-
-def _wait_for_raylet(node: Node, folder: Path) -> None:
     deadline = time.monotonic() + jobs.PATIENCE
     while not has(node, jobs.RAYLET):
         if time.monotonic() > deadline or node.poll() is not None:
-            raise TimeoutError(f"no Ray: {(folder / 'told').read_text()}")
+            kill(node)
+            raise TimeoutError(f"no Ray: {told.read_text()}")
         time.sleep(0.2)
+    return node
 
 
 def wait_for_nodes(address: str, environ: dict[str, str], count: int) -> None:
