@@ -109,7 +109,7 @@ def compare(
     _check(config, chosen, jobs)
     ended = [Ended(variant.text, job.output) for variant, job in zip(chosen, jobs, strict=True)]
     say = listener or (lambda progress: None)
-    with cluster.connected(config.address, config.workers):
+    with cluster.connected(config.address, config.most_workers):
         for work, of in ((_run, ""), (_score, "scores of ")):
             for number, job in enumerate(jobs):
                 told = f"{of}{ended[number].name} ({number + 1} of {len(jobs)})"

@@ -206,6 +206,11 @@ class RunConfig(Parameters):
         return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
 
     @property
+    def most_workers(self) -> int | None:
+        """How many workers there may be; None where nobody has said."""
+        return self.max_workers or self.workers
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """The values of all methods' parameters."""
         own = {name: getattr(self, name) for name in PARAMETERS}

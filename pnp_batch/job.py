@@ -22,6 +22,7 @@ from pnp_batch.listing import Listing
 from pnp_batch.models import ModelFiles, find, is_directory
 from pnp_batch.option import flag
 from pnp_batch.process import trim_memory
+from pnp_batch.record import Record
 from pnp_batch.results import Recorded, Summary
 from pnp_batch.source import SourcePolicy
 from pnp_batch.storage import Storage, absolute
@@ -47,7 +48,7 @@ class Job:
         batch_size: in batches of so many.
         recorded: what the output holds of them.
         todo: indices of the rows to do.
-        spent_seconds: of workers, in all runs of the output before.
+        earlier: the record of the run before, None if there was none.
     """
 
     config: RunConfig
@@ -61,12 +62,31 @@ class Job:
     batch_size: int
     recorded: Summary
     todo: np.ndarray
-    spent_seconds: float
+    earlier: Record | None
 
     @property
     def total(self) -> int:
         """Rows asked for."""
         return len(self.places.share)
+
+    @property
+    def spent_seconds(self) -> float:
+        """What workers have taken in all runs before."""
+        return self.earlier.worker_seconds if self.earlier else 0.0
+
+    @property
+    def good(self) -> np.ndarray:
+        """Of the rows to do those that no error of their own keeps from it."""
+        usable: np.ndarray = self.todo[self.listing.usable[self.todo]]
+        return usable
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a method of the rows to do does."""
+        used = {
+            self.listing.recipes[n]["method"] for n in np.unique(self.listing.recipe[self.good])
+        }
+        return any(methods.get(str(name)).uses_model for name in used)
 
     def in_batches_of(self, batch_size: int, *, ahead: bool) -> Job:
         """The same job with so many rows in a UNet batch, images of several inverted ahead."""
@@ -102,8 +122,7 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
     }
     output = Storage(config.output)
     unknown = tuple(name for name in OF_DEVICE if settings[name] == "auto")
-    record.refuse_other(output, settings, ignore=unknown)
-    earlier = record.read(output)
+    earlier = record.refuse_other(output, settings, ignore=unknown)
     every = Listing(read, config, methods.KNOWN)
     there = results.recorded(output)
     place = _places_of(there, every, output)[: config.limit]
@@ -127,7 +146,7 @@ def prepare(config: RunConfig, *, only_failed: bool = False) -> Job:
         batch_size=config.batch_size or DEFAULT_BATCH_SIZE,
         recorded=summary,
         todo=todo,
-        spent_seconds=earlier.worker_seconds if earlier else 0.0,
+        earlier=earlier,
     )
 
 

@@ -123,7 +123,7 @@ def run(
             told = f"{job.spent_seconds / 3600:.4g} hours of workers are spent on {job.output.uri}"
             raise Interrupted(told, "run the job with more --budget-hours to go on")
         say(_progress(job, begun, "starting Ray"))
-        with cluster.connected(job.config.address, job.config.max_workers or job.config.workers):
+        with cluster.connected(job.config.address, job.config.most_workers):
             result = _run(job, mine, begun, say)
         _sweep(job)  # of workers that died on the way
         return result

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pnp_batch import rates, record, source
+from pnp_batch import rates, source
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import RowError
 from pnp_batch.job import Job, prepare
@@ -109,7 +109,7 @@ def plan(
     """
     job = prepare(config)
     device, dtype = _device(job)
-    good = job.todo[job.listing.usable[job.todo]]
+    good = job.good
     inverted = firsts(job, encoded(job, good, inverted=True))
     cached = _cached(job, inverted, dtype)
     missing = len(inverted) - cached
@@ -150,21 +150,18 @@ def _measured(job: Job, device: str, dtype: str, like: str | None) -> Rate | Non
     """What one worker has achieved: here, there, or wherever this machine knows of."""
     if like is not None:
         return rates.of_output(like)
-    there = record.read(job.output)
-    found = rates.of_record(there) if there else None
+    found = rates.of_record(job.earlier) if job.earlier else None
     return found or rates.kept(str(job.model.digest), device, dtype)
 
 
 def _workers(job: Job, measured: Rate | None) -> int:
     """The workers asked for; if nobody said, as many as were measured, or one."""
-    asked = job.config.max_workers or job.config.workers
-    return asked or (measured.workers if measured else 1)
+    return job.config.most_workers or (measured.workers if measured else 1)
 
 
 def _device(job: Job) -> tuple[str, str]:
     """Device and dtype: those asked for, of an earlier run of the output, or of this machine."""
-    there = record.read(job.output)
-    known: Mapping[str, Any] = there.settings if there else {}
+    known: Mapping[str, Any] = job.earlier.settings if job.earlier else {}
     device, dtype = (
         known.get(name, "auto") if job.settings[name] == "auto" else job.settings[name]
         for name in ("device", "dtype")

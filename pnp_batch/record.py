@@ -102,15 +102,18 @@ def write(storage: Storage, record: Record) -> None:
 
 def refuse_other(
     storage: Storage, settings: Mapping[str, Any], ignore: tuple[str, ...] = ()
-) -> None:
+) -> Record | None:
     """Refuses to mix pictures of two configurations in one output.
+
+    Returns:
+        The record that is there.
 
     Raises:
         OutputMismatch: with the list of what differs.
     """
     there = read(storage)
     if there is None:
-        return
+        return None
     differing = [
         f"{name}: {there.settings.get(name)!r} there, {settings.get(name)!r} now"
         for name in sorted({*settings, *there.settings} - set(ignore))
@@ -121,3 +124,4 @@ def refuse_other(
             f"{storage.uri} was made with another configuration ({'; '.join(differing)})",
             "use another --output, or the configuration in its run.json",
         )
+    return there

@@ -121,10 +121,9 @@ def _recipes(job: Job, rows: np.ndarray) -> list[tuple[dict[str, Any], int, int]
 
 def each_takes(job: Job) -> tuple[float, float]:
     """TFLOP of a row to do, the mean of all, and of an inversion."""
-    good = job.todo[job.listing.usable[job.todo]]
-    used = {job.listing.recipes[code]["method"] for code in np.unique(job.listing.recipe[good])}
-    if not any(methods.get(str(name)).uses_model for name in used):
+    if not job.needs_model:
         return 0.0, 0.0
+    good = job.good
     rows = spending(job, good, 0).tflop / len(good)
     return rows, spending(job, good[:0], 1).tflop
 

@@ -85,32 +85,28 @@ class Submitted:
         """Whether it has not ended."""
         return self.state in GOING_ON
 
+    @property
+    def number(self) -> int:
+        """Among the jobs of its output."""
+        return int(self.id.rpartition("-")[2])
 
-def submit(config: RunConfig, *, check: bool = True) -> tuple[Submitted, bool]:
-    """Submits a job, unless the one of its output still goes on.
+
+def prepared(config: RunConfig, *, check: bool = True) -> RunConfig:
+    """A job as it can be submitted, with absolute paths.
 
     Args:
         config: the job; its `address` is that of the Jobs API, `http://HOST:8265`.
-        check: look at manifest, model and output first, from here.
-
-    Returns:
-        The job, and whether it is a new one.
+        check: look at manifest, model and output, from here.
 
     Raises:
         InvalidManifest, InvalidConfig, InvalidModel, OutputMismatch: `run` would refuse it.
-        NoJobs: the cluster cannot be reached.
     """
     if not config.address:
         raise InvalidConfig("no address of a cluster", "use --address http://HOST:8265")
     config = job.anchored(config)
     if check:
         job.prepare(config)
-    jobs = Jobs(str(config.address))
-    there = jobs.of_output(config.output)
-    if there and there[-1].goes_on:
-        return there[-1], False
-    number = int(there[-1].id.rpartition("-")[2]) + 1 if there else 1
-    return jobs.start(f"{job_name(config.output)}-{number}", config), True
+    return config
 
 
 def job_name(output: str) -> str:
@@ -137,8 +133,19 @@ class Jobs:
                 handler.setLevel(logging.ERROR)
             self._client: JobSubmissionClient = JobSubmissionClient(address)
 
-    def start(self, id: str, config: RunConfig) -> Submitted:
-        """Submits a job under this id."""
+    def submit(self, config: RunConfig) -> tuple[Submitted, bool]:
+        """Submits a job that is `prepared`, unless the one of its output still goes on.
+
+        Returns:
+            The job, and whether it is a new one.
+        """
+        there = self.of_output(config.output)
+        if there and there[-1].goes_on:
+            return there[-1], False
+        number = there[-1].number + 1 if there else 1
+        return self._start(f"{job_name(config.output)}-{number}", config), True
+
+    def _start(self, id: str, config: RunConfig) -> Submitted:
         on_cluster = configuration.with_values(config, address="auto")
         command = ["python", "-m", "pnp_batch", *given.command(on_cluster)]
         stopping = int(config.drain_timeout) + STOP_MARGIN_SECONDS
@@ -178,8 +185,7 @@ class Jobs:
 
     def of_output(self, output: str) -> list[Submitted]:
         """The jobs of an output, in the order of their numbers."""
-        ours = [one for one in self.all() if one.id.startswith(f"{job_name(output)}-")]
-        return sorted(ours, key=lambda one: int(one.id.rpartition("-")[2]))
+        return _of_output(self.all(), output)
 
     def one(self, name: str) -> Submitted:
         """A job by its id, or the latest one of an output by the output's URI.
@@ -188,7 +194,7 @@ class Jobs:
             InvalidConfig: there is none.
         """
         every = self.all()
-        named = [one for one in every if one.id == name] or self.of_output(absolute(name))
+        named = [one for one in every if one.id == name] or _of_output(every, absolute(name))
         if not named:
             near = did_you_mean(name, [one.id for one in every]) if every else "there are none"
             raise InvalidConfig(f"no job {name!r} on {self._address}", near)
@@ -238,7 +244,9 @@ class Jobs:
         except JobError:
             raise
         except Exception as error:  # Ray raises whatever its HTTP client does
-            if type(error).__name__ == "AuthenticationError":
+            from ray.exceptions import AuthenticationError
+
+            if isinstance(error, AuthenticationError):
                 raise NoJobs(
                     f"{self._address} wants a token",
                     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN",
@@ -257,6 +265,11 @@ def exit_code(there: Submitted) -> int:
     if there.state == STOPPED:
         return EXIT_INTERRUPTED
     return there.exit_code or EXIT_BROKEN
+
+
+def _of_output(jobs: list[Submitted], output: str) -> list[Submitted]:
+    ours = [one for one in jobs if one.id.startswith(f"{job_name(output)}-")]
+    return sorted(ours, key=lambda one: one.number)
 
 
 def _submitted(one: JobDetails) -> Submitted:

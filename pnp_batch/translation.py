@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import ray
 from ray.data import ActorPoolStrategy
 
-from pnp_batch import methods
 from pnp_batch.batches import cuts, ordered
 from pnp_batch.job import Job
 from pnp_batch.listing import Blocks
@@ -34,7 +32,7 @@ class Translation:
         self._work = work
         self._on = on
         self.workers = on.most_workers
-        self._needs_model = _needs_model(job)
+        self._needs_model = job.needs_model
         self.metrics = job.output.uri, len(job.todo)
 
     def blocks(self) -> Blocks:
@@ -72,9 +70,3 @@ class Translation:
             num_gpus=self._on.gpus_per_worker or None,
         )
         data.write_datasink(Sink(self._work, control), ray_remote_args={"num_cpus": 0.5})
-
-
-def _needs_model(job: Job) -> bool:
-    usable = job.todo[job.listing.usable[job.todo]]
-    used = {job.listing.recipes[code]["method"] for code in np.unique(job.listing.recipe[usable])}
-    return any(methods.get(name).uses_model for name in used)

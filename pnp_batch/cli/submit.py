@@ -37,11 +37,11 @@ def submit(detach: bool, check: bool, as_json: bool, **given: Any) -> int:
     """
     from pnp_batch import submission
 
-    config = configured(given)
-    there, is_new = submission.submit(config, check=check)
+    config = submission.prepared(configured(given), check=check)
+    jobs = submission.Jobs(str(config.address))
+    there, is_new = jobs.submit(config)
     what = "submitted" if is_new else "already there"
     click.echo(f"{what}: {there.id}, output {there.output}", err=True)
-    jobs = submission.Jobs(str(config.address))
     if not detach:
         there = _followed(jobs, there, str(config.address))
     elif not as_json:
