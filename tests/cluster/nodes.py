@@ -6,26 +6,33 @@ alone. Each node is a session of processes that can be killed at one stroke, as 
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.lost_node import Node, kill, of_cluster, start_node
 
-BRIDGE, SUBNET = "pnpbr", "10.77.0"
+HOST, WIRE, BRIDGE, SUBNET = "pnp", "pnpv", "pnpbr", "10.77.0"
+LOCK = Path(tempfile.gettempdir()) / "pnp-batch-hosts.lock"
 GCS_PORT, DASHBOARD_PORT, METRICS_PORT = 6379, 8265, 8090
 PATIENCE = 120.0
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+def _ip(*words: str) -> str:
+    ran = subprocess.run(["ip", *words], check=False, capture_output=True, text=True)
+    assert ran.returncode == 0, f"ip {' '.join(words)}: {ran.stderr}"
+    return ran.stdout
 
 
 @dataclass
@@ -87,7 +94,7 @@ def _host(number: int) -> str:
 
 
 def _namespace(number: int) -> str:
-    return f"pnp{number}"
+    return f"{HOST}{number}"
 
 
 @contextmanager
@@ -111,18 +118,39 @@ def cluster(hosts: int) -> Iterator[Cluster]:
 
 @contextmanager
 def _network(hosts: int) -> Iterator[None]:
-    with ExitStack() as stack:
-        _ip("link", "add", BRIDGE, "type", "bridge")
-        stack.callback(_ip, "link", "del", BRIDGE)
-        _ip("addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
-        _ip("link", "set", BRIDGE, "up")
-        for number in range(hosts):
-            name, end = _namespace(number), f"pnpv{number}"
-            _ip("netns", "add", name)
-            stack.callback(_ip, "netns", "del", name)
-            _ip("link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", name)
-            _ip("link", "set", end, "master", BRIDGE, "up")
-            _ip("-n", name, "addr", "add", f"{_host(number)}/24", "dev", "eth0")
-            _ip("-n", name, "link", "set", "eth0", "up")
-            _ip("-n", name, "link", "set", "lo", "up")
-        yield
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # names and addresses are the machine's: one at a time
+        _clear()
+        try:
+            _lay(hosts)
+            yield
+        finally:
+            _clear()
+
+
+def _lay(hosts: int) -> None:
+    _ip("link", "add", BRIDGE, "type", "bridge")
+    _ip("addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
+    _ip("link", "set", BRIDGE, "up")
+    for number in range(hosts):
+        name, end = _namespace(number), f"{WIRE}{number}"
+        _ip("netns", "add", name)
+        _ip("link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", name)
+        _ip("link", "set", end, "master", BRIDGE, "up")
+        _ip("-n", name, "addr", "add", f"{_host(number)}/24", "dev", "eth0")
+        _ip("-n", name, "link", "set", "eth0", "up")
+        _ip("-n", name, "link", "set", "lo", "up")
+
+
+def _clear() -> None:
+    """Removes the hosts and their network, also those of a test that was killed."""
+    # The wires first: a host takes its own with it, but only some time after its name has gone.
+    for link in json.loads(_ip("-json", "link", "show")):
+        if re.fullmatch(rf"{BRIDGE}|{WIRE}\d+", link["ifname"]):
+            _ip("link", "del", link["ifname"])
+    for host in json.loads(_ip("-json", "netns", "list") or "[]"):
+        if re.fullmatch(rf"{HOST}\d+", host["name"]):
+            for pid in _ip("netns", "pids", host["name"]).split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            _ip("netns", "del", host["name"])
