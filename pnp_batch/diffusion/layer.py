@@ -5,6 +5,8 @@ A layer is colours and opacity, (B, 4, H, W): three channels in -1..1 and one in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -74,6 +76,15 @@ class _Up(nn.Module):
 def _layer(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, padding_mode="reflect")
     return nn.Sequential(conv, nn.GroupNorm(out, out), nn.LeakyReLU(0.2))
+
+
+def painted(
+    generators: Sequence[Generator], images: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each generator's layer for its own of the pictures (B, 3, H, W): colours and opacity."""
+    layers = [own(images[[n]]) for n, own in enumerate(generators)]
+    colours, opacity = zip(*layers, strict=True)
+    return torch.cat(colours), torch.cat(opacity)
 
 
 def over(image: torch.Tensor, colours: torch.Tensor, opacity: torch.Tensor) -> torch.Tensor:

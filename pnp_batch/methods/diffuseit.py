@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pnp_batch.methods.base import Batch, Cost, Method
+from pnp_batch.methods.base import Batch, Cost
+from pnp_batch.methods.guided import Guided, Scene
 from pnp_batch.steps import Sampling
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 RESAMPLINGS = 10
 
 
-class DiffuseIT(Method):
+class DiffuseIT(Guided):
     """The last `int(steps * strength)` of the steps, from the image's latents and fresh noise, as
     an ancestral sampler whose mean is moved against the gradient of the guide's losses; the first
     of these steps is taken ten times.
@@ -44,7 +45,6 @@ class DiffuseIT(Method):
         "clip_weight": 2000.0,
         "structure_weight": 1000.0,
     }
-    inverts = False
     exact_steps = True
 
     def cost(self, sampling: Sampling, parameters: Mapping[str, Any]) -> Cost:
@@ -53,26 +53,26 @@ class DiffuseIT(Method):
         spent = run + RESAMPLINGS - 1 if run else 0
         return Cost(translated=spent, gradients=spent, decodes=spent)
 
-    def translate(self, batch: Batch) -> torch.Tensor:
+    def still(self, batch: Batch) -> bool:
+        """Without a step to run."""
+        return _first(batch) == batch.schedule.steps
+
+    def led(self, scene: Scene) -> torch.Tensor:
         """Starts where the steps to run begin: at the image itself, a mixture, or pure noise."""
         from pnp_batch.diffusion.guide import Guide, led
-        from pnp_batch.diffusion.losses import dice
         from pnp_batch.diffusion.schedule import move
 
-        schedule, asked = batch.schedule, batch.rows
-        x0 = batch.guidance.x0.index_select(0, batch.guidance.owner).clone()
-        first = schedule.steps - int(schedule.steps * batch.parameters["strength"])
-        if first == schedule.steps:
-            return x0
+        batch, first = scene.batch, _first(scene.batch)
+        schedule = batch.schedule
         assert batch.model is not None
-        guide = Guide(
-            batch.model,
-            x0,
-            ([row.prompt for row in asked], [row.source_prompt for row in asked]),
-            [dice(row.seed) for row in asked],
-            batch.parameters,
-        )
-        text = batch.model.text("").clone().expand(len(x0), -1, -1)
-        x = move(x0, batch.noise, schedule.level(schedule.timesteps[first]))
+        texts = scene.prompts, scene.source_prompts
+        guide = Guide(batch.model, scene.x0, texts, scene.dice, batch.parameters)
+        text = batch.model.text("").clone().expand(len(scene.x0), -1, -1)
+        x = move(scene.x0, scene.noise, schedule.level(schedule.timesteps[first]))
         repeats = [RESAMPLINGS] + [1] * (schedule.steps - first - 1)
         return led(batch.unet, x, text, schedule, guide, repeats)
+
+
+def _first(batch: Batch) -> int:
+    """Index of the first of the steps to run."""
+    return batch.schedule.steps - int(batch.schedule.steps * batch.parameters["strength"])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pnp_batch.methods.base import Cost
-from pnp_batch.methods.guided import Case, Guided
+from pnp_batch.methods.guided import Guided, Scene
 from pnp_batch.steps import Sampling
 
 if TYPE_CHECKING:
@@ -52,22 +52,23 @@ class FlexIT(Guided):
         """A decoding a step, and no UNet."""
         return Cost(decodes=parameters["optimiser_steps"])
 
-    def edited(self, case: Case) -> torch.Tensor:
-        """Walks from the guidance image's latents."""
+    def led(self, scene: Scene) -> torch.Tensor:
+        """Walks from the guidance images' latents."""
         import torch
 
         from pnp_batch.diffusion.losses import goal, gradient, perceptual
 
-        weights, critic, z0 = case.parameters, case.critic, case.x0
+        weights, critic, z0 = scene.batch.parameters, scene.critic, scene.x0
         with torch.no_grad():
-            image0 = case.image(z0)
-            hidden0 = critic.hidden(image0)
-            target = goal(critic, image0, [case.asked.prompt], [case.asked.source_prompt])
+            images0 = scene.images(z0)
+            hidden0 = critic.hidden(images0)
+            target = goal(critic, images0, scene.prompts, scene.source_prompts)[:, None]
 
         def loss(z: torch.Tensor) -> torch.Tensor:
-            image = case.image(z)
-            told = -(critic.images(case.views(image, SMALLEST_VIEW)) @ target.T).mean()
-            kept = perceptual(critic.hidden(image), hidden0)
+            images = scene.images(z)
+            seen = scene.seen(scene.views(images, SMALLEST_VIEW))
+            told = -(seen * target).sum(-1).mean(1)
+            kept = perceptual(critic.hidden(images), hidden0)
             total: torch.Tensor = (
                 weights["clip_weight"] * told
                 + weights["source_weight"] * kept
@@ -75,13 +76,19 @@ class FlexIT(Guided):
             )
             return total
 
-        z, length = z0, weights["learning_rate"] * z0.norm()
+        z, length = z0, weights["learning_rate"] * _norm(z0)
         for _ in range(weights["optimiser_steps"]):
             g = gradient(loss, z)
-            z = z - length * g / g.norm().clamp(min=1e-12)
+            z = z - length * g / _norm(g).clamp(min=1e-12)
         return z
 
 
+def _norm(z: torch.Tensor) -> torch.Tensor:
+    """Of each row, (B, 1, 1, 1)."""
+    length: torch.Tensor = z.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return length
+
+
 def _lengths(z: torch.Tensor) -> torch.Tensor:
-    """The lengths of the vectors at all places, summed; a little more, to have a slope at 0."""
-    return (z.square().sum(1) + 1e-12).sqrt().sum()
+    """The lengths of each row's vectors at all places, summed; a little more, for a slope at 0."""
+    return (z.square().sum(1) + 1e-12).sqrt().sum((1, 2))

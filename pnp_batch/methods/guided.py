@@ -1,15 +1,14 @@
-"""What the methods have in common that optimise a row's picture against a CLIP, one row at a time.
+"""What the methods have in common whose rows are led by a CLIP, with a pass backwards each step.
 
-In: a batch. Out: latents. Hundreds of optimiser steps make a difference in the last bit visible, so
-that a row must not share a batch with others; a CPU gains little from that, and a GPU is filled by
-the views of one picture.
+In: a batch. Out: latents. Rows are led side by side. Each has its own gradient and dice, so that
+what it becomes depends on the shape of its batch, as with every method, and on no neighbour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pnp_batch.methods.base import Asked, Batch, Method
 
@@ -17,73 +16,100 @@ if TYPE_CHECKING:
     import torch
 
     from pnp_batch.diffusion.critic import Critic
-    from pnp_batch.models import StableDiffusion
+
+# Pixels of the pictures that are led at once, which limits what the pass backwards keeps: two of
+# 512 x 512, and the decoder of Stable Diffusion keeps some 5 GB for each.
+TOGETHER = 2**19
 
 
 @dataclass(frozen=True)
-class Case:
-    """One row: its guidance image and what is asked of it.
+class Scene:
+    """Some rows of a batch, which are led side by side.
 
     Attributes:
-        x0: latents of the guidance image, (1, C, h, w).
-        asked: of the row, in words.
-        parameters: the method's own.
-        model: decodes latents.
+        batch: of all rows.
+        rows: what each of the B rows asks for.
+        x0: latents of their guidance images, (B, C, h, w).
+        noise: of their own seeds, likewise.
         critic: the CLIP.
-        dice: what the row's views are drawn with.
+        dice: what each row's views are drawn with.
     """
 
+    batch: Batch
+    rows: tuple[Asked, ...]
     x0: torch.Tensor
-    asked: Asked
-    parameters: Mapping[str, Any]
-    model: StableDiffusion
+    noise: torch.Tensor
     critic: Critic
-    dice: torch.Generator
+    dice: list[torch.Generator]
 
-    def image(self, x: torch.Tensor) -> torch.Tensor:
-        """Latents (1, C, h, w) as a picture (1, 3, H, W) in -1..1, with gradients."""
+    @property
+    def prompts(self) -> list[str]:
+        """Of the rows."""
+        return [row.prompt for row in self.rows]
+
+    @property
+    def source_prompts(self) -> list[str]:
+        """Of the rows, empty where there is none."""
+        return [row.source_prompt for row in self.rows]
+
+    def images(self, x: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) as pictures (B, 3, H, W) in -1..1, with gradients."""
         from pnp_batch.diffusion.losses import shown
 
-        return shown(self.model.pixels(x))
+        assert self.batch.model is not None
+        return shown(self.batch.model.pixels(x))
 
-    def views(self, image: torch.Tensor, smallest: float = 0.5) -> torch.Tensor:
-        """Random views of the row's pictures, `cutouts` of them, as large as CLIP wants them."""
+    def views(self, images: torch.Tensor, smallest: float = 0.5) -> torch.Tensor:
+        """Random views of the rows' pictures, (B * `cutouts`, C, side, side) as CLIP wants them."""
         from pnp_batch.diffusion.critic import cut_outs
 
-        count = self.parameters["cutouts"]
-        return cut_outs(image, self.critic.side, [self.dice], count, smallest=smallest)
+        count = self.batch.parameters["cutouts"]
+        return cut_outs(images, self.critic.side, self.dice, count, smallest=smallest)
+
+    def seen(self, views: torch.Tensor) -> torch.Tensor:
+        """The embeddings of each row's views, (B, `cutouts`, D)."""
+        embedded: torch.Tensor = self.critic.images(views).unflatten(0, (len(self.dice), -1))
+        return embedded
 
 
 class Guided(Method):
-    """A method that optimises each row for itself, from its guidance image's latents."""
+    """A method that leads each row away from its guidance image's latents."""
 
     inverts = False
 
-    def edited(self, case: Case) -> torch.Tensor:
-        """Latents (1, C, h, w) of a row, after at least one step of the optimiser."""
+    def still(self, batch: Batch) -> bool:
+        """Whether there is nothing to do, so that the guidance images stay what they are."""
+        return bool(batch.parameters["optimiser_steps"] == 0)
+
+    def led(self, scene: Scene) -> torch.Tensor:
+        """Latents (B, C, h, w) of rows, after at least one step."""
         raise NotImplementedError(self.name)
 
     def translate(self, batch: Batch) -> torch.Tensor:
-        """Optimises row after row; without any step, the guidance images are what they were."""
+        """Leads the rows, as many at once as memory is meant for."""
         import torch
 
-        owned = batch.guidance.x0.index_select(0, batch.guidance.owner).clone()
-        if batch.parameters["optimiser_steps"] == 0:
-            return owned
-        made: list[torch.Tensor] = []
-        for n, asked in enumerate(batch.rows):
-            # A batch is padded with rows that are already in it.
-            twins = (k for k in range(n) if batch.rows[k] == asked and owned[k].equal(owned[n]))
-            twin = next(twins, None)
-            made.append(self.edited(_case(batch, owned, n)) if twin is None else made[twin])
-        return torch.cat(made)
+        if self.still(batch):
+            return _owned(batch).clone()
+        return torch.cat([self.led(scene) for scene in _scenes(batch)])
 
 
-def _case(batch: Batch, owned: torch.Tensor, n: int) -> Case:
+def _owned(batch: Batch) -> torch.Tensor:
+    return batch.guidance.x0.index_select(0, batch.guidance.owner)
+
+
+def _scenes(batch: Batch) -> Iterator[Scene]:
+    """The rows in equal parts, so that the shape is the same for all of them."""
     from pnp_batch.diffusion.critic import critic
     from pnp_batch.diffusion.losses import dice
 
     assert batch.model is not None
-    asked, sees = batch.rows[n], critic(batch.parameters["clip"], batch.model)
-    drawn = dice(asked.seed)
-    return Case(owned[n : n + 1], asked, batch.parameters, batch.model, sees, drawn)
+    x0, rows = _owned(batch), batch.rows
+    pixels = x0[0, 0].numel() * batch.model.files.scale_factor**2
+    most = max(1, TOGETHER // pixels)
+    size = max(n for n in range(1, len(rows) + 1) if len(rows) % n == 0 and n <= most)
+    sees = critic(batch.parameters["clip"], batch.model)
+    for first in range(0, len(rows), size):
+        own = slice(first, first + size)
+        drawn = [dice(row.seed) for row in rows[own]]
+        yield Scene(batch, rows[own], x0[own].clone(), batch.noise[own], sees, drawn)

@@ -6,15 +6,17 @@ ECCV 2022, arXiv 2204.02491, and the published code's defaults.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pnp_batch.methods.base import Cost
-from pnp_batch.methods.guided import Case, Guided
+from pnp_batch.methods.guided import Guided, Scene
 from pnp_batch.steps import Sampling
 
 if TYPE_CHECKING:
     import torch
+
+    from pnp_batch.diffusion.critic import Critic
 
 SMALLEST_VIEW = 0.6
 SPARSE, BOOTSTRAP = 0.01, 10.0
@@ -60,84 +62,97 @@ class Text2LIVE(Guided):
         """Neither the UNet nor the decoder is evaluated while the generator is trained."""
         return Cost()
 
-    def edited(self, case: Case) -> torch.Tensor:
-        """Adds what the layer changes."""
+    def led(self, scene: Scene) -> torch.Tensor:
+        """Adds what the layers change."""
         import torch
 
         from pnp_batch.diffusion.layer import over
 
+        assert scene.batch.model is not None
+        latents = scene.batch.model.latents
         with torch.no_grad():
-            image = case.image(case.x0)
-        composite = over(image, *self.layer(case, image))
-        changed: torch.Tensor = case.model.latents(composite) - case.model.latents(image)
-        return case.x0 + changed
+            images = scene.images(scene.x0)
+        composites = over(images, *self.layers(scene, images))
+        changed: torch.Tensor = latents(composites) - latents(images)
+        return scene.x0 + changed
 
-    def layer(self, case: Case, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Colours (1, 3, H, W) and opacity (1, 1, H, W) of the trained generator's layer."""
+    def layers(self, scene: Scene, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Colours (B, 3, H, W) and opacity (B, 1, H, W) of the trained generators' layers."""
         import torch
 
-        from pnp_batch.diffusion.layer import Generator
+        from pnp_batch.diffusion.layer import Generator, painted
 
-        generator = Generator(image.shape[-1], case.dice).to(image.device)
-        loss = _Losses(case, image)
-        rate, steps = case.parameters["learning_rate"], case.parameters["optimiser_steps"]
-        optimiser = torch.optim.Adam(generator.parameters(), lr=rate)
+        own = [Generator(images.shape[-1], dice).to(images.device) for dice in scene.dice]
+        loss = _Losses(scene, images)
+        rate = scene.batch.parameters["learning_rate"]
+        steps = scene.batch.parameters["optimiser_steps"]
+        weights = [weight for generator in own for weight in generator.parameters()]
+        optimiser = torch.optim.Adam(weights, lr=rate)
         for step in range(steps):
             optimiser.zero_grad()
-            loss(generator(image), 1 - (step + 1) / steps).backward()
+            loss(painted(own, images), 1 - (step + 1) / steps).sum().backward()
             optimiser.param_groups[0]["lr"] = rate * max(DECAY**step, LEAST)
             optimiser.step()
         with torch.no_grad():
-            made: tuple[torch.Tensor, torch.Tensor] = generator(image)
-        return made
+            return painted(own, images)
 
 
 class _Losses:
-    """What the layer of a row is judged by."""
+    """What the layers of rows are judged by."""
 
-    def __init__(self, case: Case, image: torch.Tensor) -> None:
+    def __init__(self, scene: Scene, images: torch.Tensor) -> None:
         import torch
-        from torch.nn.functional import interpolate
 
-        critic, asked = case.critic, case.asked
-        self._case, self._image = case, image
-        self._text = critic.text(asked.prompt)
-        self._screened = critic.text(SCREEN.format(asked.prompt))
-        self._source = critic.text(asked.source_prompt) if asked.source_prompt else None
-        subject = asked.parameters.get("subject") or asked.source_prompt
+        critic, sources = scene.critic, scene.source_prompts
+        self._scene, self._images = scene, images
+        self._texts = critic.texts(scene.prompts)[:, None]
+        self._screened = critic.texts([SCREEN.format(prompt) for prompt in scene.prompts])[:, None]
+        self._sources = critic.texts(sources)[:, None]
+        self._has_source = _marked(sources, images)
+        subjects = [row.parameters.get("subject") or row.source_prompt for row in scene.rows]
+        self._has_map = _marked(subjects, images)
         with torch.no_grad():
-            self._keys = critic.keys(image)
-        self._map = None
-        if subject:
-            seen = critic.relevance(image, subject)
-            self._map = interpolate(seen, size=image.shape[-2:], mode="bilinear")
+            self._keys = critic.keys(images)
+        self._maps = _maps(critic, images, subjects)
 
-    def __call__(self, layer: tuple[torch.Tensor, torch.Tensor], left: float) -> torch.Tensor:
-        """The loss of a layer, while a share `left` of the training is to come."""
+    def __call__(self, layers: tuple[torch.Tensor, torch.Tensor], left: float) -> torch.Tensor:
+        """The loss of each row's layer, (B,), while a share `left` of the training is to come."""
         import torch
 
         from pnp_batch.diffusion.layer import green, over, sparsity
         from pnp_batch.diffusion.losses import direction, spherical, structure
 
-        case, weights, critic = self._case, self._case.parameters, self._case.critic
-        opacity = layer[1]
-        composite, screened = over(self._image, *layer), over(green(self._image), *layer)
+        scene, weights = self._scene, self._scene.batch.parameters
+        opacity = layers[1]
+        composites, screened = over(self._images, *layers), over(green(self._images), *layers)
         # Side by side they get the same views.
-        views = case.views(torch.cat([composite, screened, self._image], dim=1), SMALLEST_VIEW)
-        composites, layers, images = views.chunk(3, dim=1)
-        seen = critic.images(composites)
-        told = spherical(seen, self._text)
-        told = told + spherical(critic.images(layers), self._screened)
-        if self._source is not None:
+        views = scene.views(torch.cat([composites, screened, self._images], dim=1), SMALLEST_VIEW)
+        of_composites, of_layers, of_images = views.chunk(3, dim=1)
+        seen = scene.seen(of_composites)
+        told = spherical(seen, self._texts) + spherical(scene.seen(of_layers), self._screened)
+        if self._has_source.any():
             with torch.no_grad():
-                before = critic.images(images)
-            told = told + direction(seen, before, self._text, self._source)
+                before = scene.seen(of_images)
+            turned = direction(seen, before, self._texts, self._sources)
+            told = told + self._has_source[:, None] * turned
         loss: torch.Tensor = (
-            weights["clip_weight"] * told.mean()
-            + weights["structure_weight"] * structure(critic.keys(composite), self._keys)
+            weights["clip_weight"] * told.mean(1)
+            + weights["structure_weight"] * structure(scene.critic.keys(composites), self._keys)
             + weights["sparsity_weight"] * SPARSE * sparsity(opacity)
+            + BOOTSTRAP * left * self._has_map * (opacity - self._maps).square().mean((1, 2, 3))
         )
-        if self._map is not None:
-            loss = loss + BOOTSTRAP * left * (opacity - self._map).square().mean()
-        total: torch.Tensor = loss.sum()
-        return total
+        return loss
+
+
+def _marked(texts: Sequence[str], images: torch.Tensor) -> torch.Tensor:
+    """1 for each text that is not empty, (B,)."""
+    return images.new_tensor([float(bool(text)) for text in texts])
+
+
+def _maps(critic: Critic, images: torch.Tensor, subjects: Sequence[str]) -> torch.Tensor:
+    """What each row's subject is about, (B, 1, H, W)."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    found = [critic.relevance(images[[n]], subject) for n, subject in enumerate(subjects)]
+    return interpolate(torch.cat(found), size=images.shape[-2:], mode="bilinear")

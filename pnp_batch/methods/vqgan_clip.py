@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pnp_batch.methods.base import Cost
-from pnp_batch.methods.guided import Case, Guided
+from pnp_batch.methods.guided import Guided, Scene
 from pnp_batch.steps import Sampling
 
 if TYPE_CHECKING:
@@ -45,18 +45,17 @@ class VQGANCLIP(Guided):
         """A decoding a step, and no UNet."""
         return Cost(decodes=parameters["optimiser_steps"])
 
-    def edited(self, case: Case) -> torch.Tensor:
-        """Descends from the guidance image's latents."""
+    def led(self, scene: Scene) -> torch.Tensor:
+        """Descends from the guidance images' latents."""
         from pnp_batch.diffusion.losses import descend, spherical
 
-        weights, critic = case.parameters, case.critic
-        target = critic.text(case.asked.prompt)
+        weights, x0 = scene.batch.parameters, scene.x0
+        target = scene.critic.texts(scene.prompts)[:, None]
 
         def loss(z: torch.Tensor) -> torch.Tensor:
-            seen = critic.images(case.views(case.image(z)))
-            kept = (z - case.x0).square().mean() / 2
-            told = spherical(seen, target).mean()
+            told = spherical(scene.seen(scene.views(scene.images(z))), target).mean(1)
+            kept = (z - x0).square().mean((1, 2, 3)) / 2
             total: torch.Tensor = weights["clip_weight"] * told + weights["source_weight"] * kept
             return total
 
-        return descend(loss, case.x0, weights["optimiser_steps"], weights["learning_rate"])
+        return descend(loss, x0, weights["optimiser_steps"], weights["learning_rate"])

@@ -74,23 +74,39 @@ def batch(
     )
 
 
-def alone(whole: Batch, n: int) -> Batch:
-    """Row n of a batch with nothing beside it."""
-    image = int(whole.guidance.owner[n])
+def picked(whole: Batch, cells: Sequence[int]) -> Batch:
+    """Some rows of a batch, each with its image."""
+    own = list(cells)
+    images = whole.guidance.owner[own]
     return replace(
         whole,
         guidance=Guidance(
             torch.empty(0),
-            whole.guidance.text[[image]],
-            torch.tensor([0]),
-            whole.guidance.x0[[image]],
+            whole.guidance.text[images],
+            torch.arange(len(own)),
+            whole.guidance.x0[images],
         ),
         prompts=Prompts(
-            whole.prompts.target[[n]], whole.prompts.negative[[n]], whole.prompts.scale[[n]]
+            whole.prompts.target[own], whole.prompts.negative[own], whole.prompts.scale[own]
         ),
-        noise=whole.noise[[n]],
-        rows=(whole.rows[n],),
+        noise=whole.noise[own],
+        rows=tuple(whole.rows[n] for n in own),
     )
+
+
+def alone(whole: Batch, n: int) -> Batch:
+    """Row n of a batch with nothing beside it."""
+    return picked(whole, [n])
+
+
+def do_not_know_each_other(method: str, whole: Batch) -> None:
+    """Rows are what they are alone, and bit by bit what they are in a batch that they fill up."""
+    found, count = made(method, whole), len(whole.rows)
+    for n in range(count):
+        assert far(found[[n]], made(method, alone(whole, n))) < 1e-3
+        assert found[n].equal(made(method, picked(whole, [n] * count))[n])
+    # Each is another row: another picture, text, seed or parameter.
+    assert len({tuple(one.flatten().tolist()) for one in found}) == count
 
 
 def made(method: str, of: Batch) -> torch.Tensor:

@@ -14,9 +14,9 @@ from pnp_batch.diffusion.critic import cut_outs
 from pnp_batch.diffusion.layer import Generator, green, over, sparsity
 from pnp_batch.methods import text2live
 from pnp_batch.methods.base import Asked
-from pnp_batch.methods.guided import Case
+from pnp_batch.methods.guided import Scene
 from pnp_batch.steps import Sampling
-from tests.guided.scene import BOAT, CAT, alone, batch, made, pixels
+from tests.guided.scene import BOAT, CAT, batch, do_not_know_each_other, made, pixels
 
 FEW = {"optimiser_steps": 2, "cutouts": 1}
 WEIGHTS = ("clip_weight", "structure_weight", "sparsity_weight")
@@ -59,10 +59,10 @@ def test_the_generator_is_its_seeds_and_sees_the_picture(side):
     assert torch.get_rng_state().equal(state)
 
 
-def case(model, sees, row: Asked, **parameters: Any) -> Case:
+def scene(model, sees, row: Asked, **parameters: Any) -> Scene:
     given = batch(model, "text2live", [row], **parameters)
     x0 = given.guidance.x0.clone()
-    return Case(x0, row, given.parameters, model, sees, dice(3))
+    return Scene(given, (row,), x0, given.noise, sees, [dice(3)])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def case(model, sees, row: Asked, **parameters: Any) -> Case:
 def test_the_loss_is_that_of_the_paper(model, sees, row, subject, only):
     """Every term by itself, and the relevance map with all weights 0."""
     told = {name: 0.7 * (name == only) for name in WEIGHTS}
-    one = case(model, sees, row, cutouts=3, **told)
+    one = scene(model, sees, row, cutouts=3, **told)
     with torch.no_grad():
         image = model.pixels(one.x0).clamp(-1, 1)
         colours, opacity = Generator(32, dice(1))(image)
@@ -114,10 +114,10 @@ def trained(
     model, sees, row: Asked = CAT, **parameters: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The guidance image, and the layer's colours and opacity."""
-    one = case(model, sees, row, **parameters)
+    one = scene(model, sees, row, **parameters)
     with torch.no_grad():
         image = model.pixels(one.x0).clamp(-1, 1)
-    return (image, *methods.get("text2live").layer(one, image))  # type: ignore[attr-defined]
+    return (image, *methods.get("text2live").layers(one, image))  # type: ignore[attr-defined]
 
 
 def test_training_brings_the_composite_to_the_text(model, sees):
@@ -154,7 +154,7 @@ def test_the_learning_rate_decays(model, sees, monkeypatch):
 def test_what_the_layer_changes_is_added_to_the_latents(model, monkeypatch, opacity):
     method = methods.get("text2live")
     layer = torch.full((1, 3, 32, 32), 0.3), torch.full((1, 1, 32, 32), opacity)
-    monkeypatch.setattr(type(method), "layer", lambda self, case, image: layer)
+    monkeypatch.setattr(type(method), "layers", lambda self, scene, images: layer)
     given = batch(model, "text2live", [CAT])
     found, x0 = made("text2live", given), given.guidance.x0
     if opacity == 0:
@@ -173,10 +173,9 @@ def test_without_a_step_there_is_no_layer(model):
 
 def test_rows_do_not_know_each_other(model):
     rows = [CAT, BOAT, replace(CAT, seed=7), replace(CAT, parameters={"subject": "red"})]
-    given = batch(model, "text2live", rows, (1, 2), [0, 1, 0, 0], **FEW)
-    found = made("text2live", given)
-    for n in range(4):
-        assert found[[n]].equal(made("text2live", alone(given, n)))
-    assert len({tuple(one.flatten().tolist()) for one in found}) == 4
+    # Slowly: the first steps of Adam make much of a last bit, of which alone and together differ.
+    few = {**FEW, "learning_rate": 1e-5}
+    given = batch(model, "text2live", rows, (1, 2), [0, 1, 0, 0], **few)
+    do_not_know_each_other("text2live", given)
     cost = methods.get("text2live").cost(Sampling(4), given.parameters)
     assert (cost.decodes, cost.translated, given.unet.evaluations) == (0, 0, 0)

@@ -9,8 +9,10 @@ import torch
 
 from pnp_batch import methods
 from pnp_batch.diffusion.critic import cut_outs
+from pnp_batch.methods import guided
+from pnp_batch.methods.vqgan_clip import VQGANCLIP
 from pnp_batch.steps import Sampling
-from tests.guided.scene import BOAT, CAT, alone, batch, made
+from tests.guided.scene import BOAT, CAT, batch, do_not_know_each_other, far, made
 
 FEW = {"optimiser_steps": 2, "cutouts": 2}
 
@@ -58,23 +60,21 @@ def test_the_source_weight_holds_the_latents(model):
 def test_rows_do_not_know_each_other(model):
     rows = [CAT, BOAT, replace(CAT, seed=7), CAT]
     given = batch(model, "vqgan-clip", rows, images=(1, 2), owner=[0, 1, 1, 1], **FEW)
-    found = made("vqgan-clip", given)
-    for n in range(4):
-        assert found[[n]].equal(made("vqgan-clip", alone(given, n)))
-    # Another picture, text or seed is another row.
-    assert len({tuple(one.flatten().tolist()) for one in found}) == 4
+    do_not_know_each_other("vqgan-clip", given)
 
 
-def test_rows_that_fill_up_a_batch_are_not_computed(model, monkeypatch):
-    method = methods.get("vqgan-clip")
-    counted = []
-    edited = type(method).edited
-    monkeypatch.setattr(type(method), "edited", lambda s, c: counted.append(c) or edited(s, c))
-    given = batch(model, "vqgan-clip", [CAT, CAT, BOAT, CAT], (1, 1), [0, 0, 0, 1], **FEW)
-    found = made("vqgan-clip", given)
-    assert len(counted) == 2
-    assert found[0].equal(found[1])
-    assert found[0].equal(found[3])
+@pytest.mark.parametrize(("rows", "sizes"), [(1, [1]), (3, [1, 1, 1]), (4, [2, 2]), (6, [2, 2, 2])])
+def test_no_more_pictures_at_once_than_memory_is_meant_for(model, monkeypatch, rows, sizes):
+    """Two of these, in parts of one size."""
+    given = batch(model, "vqgan-clip", [replace(CAT, seed=n) for n in range(rows)], **FEW)
+    whole = made("vqgan-clip", given)
+    monkeypatch.setattr(guided, "TOGETHER", 32 * 32 * 2)
+    seen, led = [], VQGANCLIP.led
+    monkeypatch.setattr(
+        VQGANCLIP, "led", lambda s, some: seen.append(len(some.rows)) or led(s, some)
+    )
+    assert far(made("vqgan-clip", given), whole) < 1e-3
+    assert seen == sizes
 
 
 def test_the_cost_is_a_decoding_a_step(model):
