@@ -28,7 +28,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: venv ## translate the embedded sample manifest with the embedded model
 	$(BIN)/pnp-batch demo
 
-test: lint types pytest check-wheel ## everything CI checks
+# What needs no test runs two at a time: one waits for a registry while the other computes.
+test: ## everything CI checks
+	$(MAKE) --jobs 2 --output-sync lint types check-wheel browser hosts
+	$(MAKE) pytest
 
 lint: venv ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -68,8 +71,8 @@ $(AZURITE): | $(INSTALLED)
 	@touch $@
 
 # Tests with Ray and those of faults start many processes of their own, and want the machine for themselves.
-pytest: venv browser hosts azurite ## the test suite: no network, no GPU
-	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not ray and not faults'
+pytest: venv browser hosts ## the test suite: no network, no GPU
+	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not long and not ray and not faults'
 	$(BIN)/pytest -m 'not gpu and not long and (ray or faults)'
 
 long: venv browser hosts azurite ## the tests of whole clusters, stores and jobs that take minutes

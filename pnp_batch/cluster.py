@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
-from pnp_batch.process import MANY_NODES, temporary_folder
+from pnp_batch.process import MANY_NODES, SUBMITTED, elsewhere, temporary_folder
 
 # Ray reads these when it is imported. A private instance then binds every socket to loopback.
 os.environ.setdefault(MANY_NODES, "0")
@@ -48,7 +48,8 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
     """Connects to a cluster, or starts a private local one that is gone afterwards.
 
     Args:
-        address: of an existing cluster, None for a private local one.
+        address: of an existing cluster, None for a private local one; that of a dashboard in a job
+            that was submitted there.
         workers: actors that the private one must have room for.
 
     Raises:
@@ -59,6 +60,11 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
         with _without_ray_on_stdout():
             yield
         return
+    if elsewhere(address):
+        raise ClusterUnavailable(
+            f"{address} is the address of a dashboard, which jobs are submitted to",
+            "use `pnp-batch submit`, or the address of the cluster itself, as HOST:6379",
+        )
     folder = None if address else temporary_folder()
     try:
         try:
@@ -83,6 +89,8 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[None]
 
 def _start(address: str | None, folder: str | None, workers: int) -> None:
     if address:
+        if SUBMITTED in os.environ:
+            address = "auto"
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return
     with unobserved():

@@ -15,6 +15,7 @@ from pnp_batch.config import OPTIONS, RunConfig, default_of, switch
 from pnp_batch.errors import InvalidConfig, WrongUsage, did_you_mean
 from pnp_batch.option import flag
 from pnp_batch.presets import PRESET, with_preset
+from pnp_batch.process import elsewhere
 
 ENV_PREFIX = "PNP_BATCH_"
 INTEGER = "tag:yaml.org,2002:int"
@@ -109,8 +110,13 @@ def build(
 
 
 def command(config: RunConfig) -> list[str]:
-    """The arguments of `pnp-batch` that run this job, with the flags that are not defaults."""
-    words = ["run", config.manifest, "--output", config.output]
+    """The arguments of `pnp-batch` that run this job, or submit it again."""
+    return ["submit" if elsewhere(config.address) else "run", *arguments(config)]
+
+
+def arguments(config: RunConfig) -> list[str]:
+    """Those of this job, with the flags that are not defaults."""
+    words = [config.manifest, "--output", config.output]
     for name in OPTIONS:
         value = getattr(config, name)
         if value == default_of(name):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 # Ray reads it while it is imported: whether sockets are bound to the node's address or to loopback.
 MANY_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# Set in a job that was submitted: Ray is then here, wherever its dashboard is seen from elsewhere.
+SUBMITTED = "PNP_BATCH_SUBMITTED"
 FOLDER_PREFIX = "pnp-"  # short: Ray puts sockets below it, whose paths have a limit
 
 
@@ -47,6 +49,11 @@ def reachable(address: str | None) -> None:
     """
     if address is not None:
         os.environ[MANY_NODES] = "1"
+
+
+def elsewhere(address: str | None) -> bool:
+    """Whether a job of this address is one to submit: a dashboard's, and not yet submitted."""
+    return (address or "").startswith(("http://", "https://")) and SUBMITTED not in os.environ
 
 
 def trim_memory() -> None:

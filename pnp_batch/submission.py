@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pnp_batch import __version__, given, job
-from pnp_batch import config as configuration
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import (
     EXIT_BROKEN,
@@ -32,6 +31,7 @@ from pnp_batch.errors import (
     did_you_mean,
 )
 from pnp_batch.identity import sha256
+from pnp_batch.process import SUBMITTED
 from pnp_batch.storage import absolute
 
 if TYPE_CHECKING:
@@ -133,8 +133,12 @@ class Jobs:
                 handler.setLevel(logging.ERROR)
             self._client: JobSubmissionClient = JobSubmissionClient(address)
 
-    def submit(self, config: RunConfig) -> tuple[Submitted, bool]:
+    def submit(self, config: RunConfig, *, retry: bool = False) -> tuple[Submitted, bool]:
         """Submits a job that is `prepared`, unless the one of its output still goes on.
+
+        Args:
+            config: the job.
+            retry: run the rows again that have failed, and nothing else.
 
         Returns:
             The job, and whether it is a new one.
@@ -143,11 +147,11 @@ class Jobs:
         if there and there[-1].goes_on:
             return there[-1], False
         number = there[-1].number + 1 if there else 1
-        return self._start(f"{job_name(config.output)}-{number}", config), True
+        words = ["retry", config.output] if retry else ["run", *given.arguments(config)]
+        return self._start(f"{job_name(config.output)}-{number}", config, words), True
 
-    def _start(self, id: str, config: RunConfig) -> Submitted:
-        on_cluster = configuration.with_values(config, address="auto")
-        command = ["python", "-m", "pnp_batch", *given.command(on_cluster)]
+    def _start(self, id: str, config: RunConfig, words: list[str]) -> Submitted:
+        command = ["python", "-m", "pnp_batch", *words]
         stopping = int(config.drain_timeout) + STOP_MARGIN_SECONDS
         self._submit(
             entrypoint=shlex.join(command),
@@ -156,7 +160,7 @@ class Jobs:
             runtime_env={
                 "py_modules": [str(Path(__file__).parent)],
                 "excludes": ["__pycache__"],
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stopping)},
+                "env_vars": {SUBMITTED: id, "RAY_JOB_STOP_WAIT_TIME_S": str(stopping)},
             },
             metadata={"pnp-batch": __version__, "output": config.output},
         )

@@ -27,7 +27,8 @@ STORES = ("s3", "gs", "az")
 SECRET = "c2VjcmV0LW9mLXRlc3Rz"
 
 
-@pytest.fixture(params=STORES)
+# Azure's emulator comes from npm, by `make long`.
+@pytest.fixture(params=["s3", "gs", pytest.param("az", marks=pytest.mark.long)])
 def root(request, tmp_path):
     """An empty root in each store."""
     return Storage(request.getfixturevalue(request.param)(f"objects/{tmp_path.name}"), patience=5)
@@ -213,6 +214,7 @@ def test_a_call_that_is_not_answered_ends_in_time(bad):
     going.set()
 
 
+@pytest.mark.long
 def test_azure_refuses_a_wrong_key(az, monkeypatch):
     right = os.environ["AZURE_STORAGE_CONNECTION_STRING"]
     wrong = right.replace(emulators.KEY, SECRET)

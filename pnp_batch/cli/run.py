@@ -14,7 +14,9 @@ from pnp_batch.cli.options import answer, common, configured, failures, job
 from pnp_batch.clock import duration
 from pnp_batch.config import RunConfig
 from pnp_batch.errors import EXIT_INTERRUPTED, EXIT_TOO_MANY_FAILED
-from pnp_batch.process import reachable
+from pnp_batch.process import elsewhere, reachable
+
+LOCAL = "local"
 
 
 @click.command()
@@ -27,13 +29,24 @@ def run(as_json: bool, **given: Any) -> int:
 
 @click.command()
 @click.argument("output", metavar="URI")
+@click.option(
+    "--address",
+    metavar="ADDR",
+    help=f"A Ray cluster, by its dashboard too; `{LOCAL}` is none.  [default: that of the job]",
+)
 @common
-def retry(output: str, as_json: bool) -> int:
+def retry(output: str, address: str | None, as_json: bool) -> int:
     """Run the failed rows of the output at URI again, with the same job."""
     from pnp_batch import record
+    from pnp_batch.cli.submit import handed_over
+    from pnp_batch.config import with_values
 
-    there = record.of_run(output)
-    return _translate(there.as_config(output), as_json=as_json, only_failed=True)
+    there = record.of_run(output).as_config(output)
+    if address:
+        there = with_values(there, address=None if address == LOCAL else address)
+    if elsewhere(there.address):
+        return handed_over(there, as_json=as_json, retry=True)
+    return _translate(there, as_json=as_json, only_failed=True)
 
 
 @click.command()

@@ -15,6 +15,7 @@ from pnp_batch.clock import duration
 from pnp_batch.errors import JobError
 
 if TYPE_CHECKING:
+    from pnp_batch.config import RunConfig
     from pnp_batch.submission import Jobs, Submitted
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,8 +39,17 @@ def submit(detach: bool, check: bool, as_json: bool, **given: Any) -> int:
     from pnp_batch import submission
 
     config = submission.prepared(configured(given), check=check)
+    return handed_over(config, detach=detach, as_json=as_json)
+
+
+def handed_over(
+    config: RunConfig, *, as_json: bool, detach: bool = False, retry: bool = False
+) -> int:
+    """Submits a job, follows it unless it is to be left alone, and tells how it is."""
+    from pnp_batch import submission
+
     jobs = submission.Jobs(str(config.address))
-    there, is_new = jobs.submit(config)
+    there, is_new = jobs.submit(config, retry=retry)
     what = "submitted" if is_new else "already there"
     click.echo(f"{what}: {there.id}, output {there.output}", err=True)
     if not detach:

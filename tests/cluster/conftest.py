@@ -58,13 +58,16 @@ class Commands:
 
     def __call__(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """A command that talks to the cluster, ended; what it said and its exit code."""
-        command = [sys.executable, "-m", "pnp_batch", *words, "--address", self._cluster.dashboard]
+        return self.without_address(*words, "--address", self._cluster.dashboard, **environ)
+
+    def without_address(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """A command that has to know by itself where the cluster is."""
         return subprocess.run(
-            command,
+            [sys.executable, "-m", "pnp_batch", *words],
             check=False,
             capture_output=True,
             text=True,
-            timeout=nodes.PATIENCE,
+            timeout=3 * nodes.PATIENCE,
             env={**os.environ, **self._cluster.environ, **environ},
         )
 
