@@ -146,13 +146,28 @@ def ordered(image: np.ndarray, share: np.ndarray) -> np.ndarray:
     return np.lexsort((first[image], share))
 
 
-def cuts(image: np.ndarray, share: np.ndarray, images: np.ndarray, wanted: int) -> list[int]:
+def cuts(
+    image: np.ndarray, share: np.ndarray, images: np.ndarray, wanted: int, workers: int = 1
+) -> list[int]:
     """Where to cut ordered rows into about `wanted` blocks, both ends included.
 
     A block holds a multiple of the `images` that are inverted together, so whole batches. The rows
-    of one image stay in one block, unless they alone are more than a block should hold.
+    of one image stay in one block, unless they alone are more than a block should hold. The last of
+    them, as many rows as all workers have in hand, are cut into their batches: in the end none
+    waits longer for another than for one.
     """
     target = max(1, -(-len(image) // max(1, wanted)))
+    made = _cut(image, share, images, target)
+    if workers > 1:
+        largest = int(np.diff(made).max())
+        kept = [n for n in made if n <= len(image) - workers * largest] or [0]
+        last = slice(kept[-1], None)
+        made = kept + [kept[-1] + n for n in _cut(image[last], share[last], images[last], 1)[1:]]
+    return made
+
+
+def _cut(image: np.ndarray, share: np.ndarray, images: np.ndarray, target: int) -> list[int]:
+    """Where to cut ordered rows into blocks of about `target` rows."""
     starts = np.concatenate([[0], np.flatnonzero(np.diff(image)) + 1, [len(image)]])
     made, held = [0], 0
     for start, end in itertools.pairwise(map(int, starts)):
@@ -162,7 +177,8 @@ def cuts(image: np.ndarray, share: np.ndarray, images: np.ndarray, wanted: int) 
             made.append(start)
             held = 0
         piece = -(-target // int(share[start])) * int(share[start])
-        while end - made[-1] >= 2 * piece and made[-1] >= start:
+        spare = piece - 1 if target > 1 else 0  # rather than a small block more
+        while end - made[-1] > piece + spare and made[-1] >= start:
             made.append(made[-1] + piece)
         held += 1
     return [*made, len(image)]

@@ -45,7 +45,10 @@ class Translation:
         places = job.places.of(todo)
         least = self._on.most_workers * BLOCKS_A_WORKER
         wanted = max(least, len(todo) // largest)
-        ends = cuts(image[todo], places.share, places.images * places.ahead, wanted)
+        # A batch without a model is not worth waiting for.
+        workers = self._on.most_workers if self._needs_model else 1
+        together = places.images * places.ahead
+        ends = cuts(image[todo], places.share, together, wanted, workers)
         return Blocks(job.listing.file.path, todo, places, ends)
 
     def run(self, data: ray.data.Dataset, control: Any, count: int) -> None:  # noqa: ANN401

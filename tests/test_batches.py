@@ -93,9 +93,10 @@ def in_order(table, batch_size):
     return placed.take(pa.array(order)), image[order]
 
 
-def cut(table, batch_size, wanted):
+def cut(table, batch_size, wanted, workers=1):
     placed, image = in_order(table, batch_size)
-    ends = cuts(image, placed["share"].to_numpy(), placed["images"].to_numpy(), wanted)
+    share, images = (placed[name].to_numpy() for name in ("share", "images"))
+    ends = cuts(image, share, images, wanted, workers)
     return [placed.slice(a, b - a) for a, b in itertools.pairwise(ends)]
 
 
@@ -166,6 +167,34 @@ def test_the_number_of_blocks_is_about_what_is_wanted(wanted):
     made = cut(simple(*[4] * 100), 8, wanted)
     assert wanted / 2 <= len(made) <= wanted + 1
     assert len(cut(simple(1000), 8, 10)) >= 5  # one image alone is spread over workers too
+
+
+def longest_wait(blocks, workers):
+    """How long a worker has nothing to do while another works, in batches, if each takes the next
+    block when it is free."""
+    busy = [0] * workers
+    for block in blocks:
+        first = busy.index(min(busy))
+        busy[first] += len(list(pack(packable(block))))
+    return max(busy) - min(busy)
+
+
+@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_in_the_end_no_worker_waits_longer_than_for_one_batch(workers, size):
+    waits, without = [], []
+    for seed in range(12):
+        rng = random.Random(seed)
+        # Of one recipe, as rows of another are another batch; up to 13 batches of an image.
+        prompts = rng.choice([[1, 1, 2, 3, 8, 20], [4, 4, 25]])
+        table = simple(*rng.choices(prompts, k=rng.randrange(20, 120)))
+        wanted = max(8 * workers, len(table) // 16)
+        made = cut(table, size, wanted, workers)
+        rows = [row for block in made for row in block["row_id"].to_pylist()]
+        assert sorted(rows) == sorted(table["row_id"].to_pylist())
+        waits.append(longest_wait(made, workers))
+        without.append(longest_wait(cut(table, size, wanted), workers))
+    assert max(waits) <= 1 < max(without)
 
 
 @pytest.mark.parametrize("prompts", [1, 2, 3, 5, 8, 11])

@@ -84,7 +84,7 @@ def no_read_back(storage: Any) -> None:
 
     def create(self: Any, name: str, data: bytes) -> bool:
         try:
-            self._put(name, data, mode="create")
+            self._put(name, data, **self.store.create())
         except storage.storage_errors():
             if self.read_if_there(name) is None:
                 raise
