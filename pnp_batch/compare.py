@@ -28,12 +28,13 @@ from pnp_batch.errors import (
 from pnp_batch.evaluate import Settings, evaluate
 from pnp_batch.pipeline import Interrupted, Listener, Progress
 from pnp_batch.report import trade
-from pnp_batch.report.comparison import Measured, markdown, measured
+from pnp_batch.report.comparison import Measured, differences, markdown, measured
 from pnp_batch.report.grid import write_grid
 from pnp_batch.report.page import FOLDER, write_page
 from pnp_batch.report.reported import Reported, reported
 from pnp_batch.storage import Storage, absolute
 from pnp_batch.variants import Variant
+from pnp_batch.world.compare import Estimate
 
 NUMBERS, TABLE, PLOT = "comparison.json", "comparison.md", "comparison.svg"
 # Rows of each output with pictures on the page, which would else be as large as all outputs.
@@ -76,6 +77,7 @@ class Comparison:
         exit_code: the worst of the variants'.
         ended: all variants, in their order.
         measured: those of them that have results.
+        apart: by how much each of the others scores above the first of these, row by row.
         files: what was written, by what it is.
     """
 
@@ -83,6 +85,7 @@ class Comparison:
     exit_code: int
     ended: tuple[Ended, ...]
     measured: tuple[Measured, ...]
+    apart: Mapping[str, Mapping[str, Estimate]]
     files: Mapping[str, str]
 
 
@@ -183,11 +186,12 @@ def _reported(config: RunConfig, ended: Sequence[Ended]) -> Comparison:
     code = max((one.exit_code for one in ended), key=WORST.index)
     outputs = reported([one.output for one in there], SHOWN, [one.name for one in there])
     told = tuple(map(measured, outputs))
+    apart = differences(outputs) if outputs else {}
     files = _files(config, outputs) if outputs else {}
-    found = Comparison(config.output, code, tuple(ended), told, files)
+    found = Comparison(config.output, code, tuple(ended), told, apart, files)
     if outputs:
         place = Storage(config.output)
-        place.write(TABLE, markdown(told, list(_notes(config, found))).encode())
+        place.write(TABLE, markdown(told, apart, list(_notes(config, found))).encode())
         body = json.dumps(as_dict(config, found), indent=2, ensure_ascii=False)
         place.write(NUMBERS, f"{body}\n".encode())
     return found
@@ -216,6 +220,10 @@ def as_dict(config: RunConfig, found: Comparison) -> dict[str, Any]:
         "output": found.output,
         "exit_code": found.exit_code,
         "networks": _networks(found),
+        "differences": {
+            name: {score: asdict(mean) for score, mean in own.items()}
+            for name, own in found.apart.items()
+        },
         "variants": [asdict(one) | numbers.get(one.name, {}) for one in found.ended],
         "files": dict(found.files),
     }

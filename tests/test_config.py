@@ -328,6 +328,14 @@ def test_workers_are_a_number_or_the_least_and_the_most(asked):
     assert given.command(job)[-4:] == ["--workers", "2", "--max-workers", "8"]
 
 
+def test_the_command_of_a_job_for_a_dashboard_submits_it_until_it_is_there(monkeypatch):
+    job = built(address="http://head:8265")
+    assert given.command(job) == ["submit", *given.arguments(job)]
+    assert given.command(built(address="head:6379"))[0] == "run"
+    monkeypatch.setenv("PNP_BATCH_SUBMITTED", "pnp-0123456789ab-1")
+    assert given.command(job) == ["run", *given.arguments(job)]
+
+
 @pytest.mark.parametrize("given", ["2:", "2:x", "1:2:3", "two"])
 def test_workers_that_are_no_numbers_are_refused(given):
     assert repr(given) in refusal(workers=given)

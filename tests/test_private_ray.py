@@ -35,3 +35,11 @@ def test_every_socket_of_a_private_ray_is_bound_to_loopback():
     driver.communicate("\n")
     assert {name for name, _ in bound} >= {"gcs_server", "raylet"}
     assert [one for one in bound if not one[1].startswith(LOOPBACK)] == []
+
+
+def test_a_dashboard_is_no_cluster_to_run_on():
+    script = "from pnp_batch import cluster\nwith cluster.connected('http://head:8265'): pass"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert "ClusterUnavailable: http://head:8265 is the address of a dashboard" in done.stderr

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pnp_batch import methods
@@ -14,11 +16,13 @@ from pnp_batch.report.cost import spent
 from pnp_batch.report.reported import Reported
 from pnp_batch.report.trade import estimates
 from pnp_batch.results import OK
-from pnp_batch.scores import HIGHER, LOWER, SCORES, STRUCTURE, TEXT, Score
+from pnp_batch.scores import BY_NAME, HIGHER, LOWER, SCORES, TEXT, Score
 from pnp_batch.world.compare import Estimate
 
 ARROWS = {HIGHER: " ↑", LOWER: " ↓"}
 NOTHING = "–"
+FIRST = " of the first"
+Table = list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,30 @@ def measured(one: Reported) -> Measured:
     )
 
 
-def table(told: Sequence[Measured], most: int | None = None) -> list[list[str]]:
+def differences(outputs: Sequence[Reported]) -> dict[str, dict[str, Estimate]]:
+    """By how much the rows of each output score above the same rows of the first one.
+
+    Means with 95 % intervals, by output and score. What a row brings with it, such as a picture
+    that is hard to translate, falls out of these, so that they tell more than means side by side.
+    """
+    first, *others = map(_scored, outputs)
+    apart = {}
+    for one, scored in zip(outputs[1:], others, strict=True):
+        both = scored.join(first, "row", join_type="inner", right_suffix=FIRST)
+        names = [name for name in one.scores if name + FIRST in both.column_names]
+        columns = {name: pc.subtract(both[name], both[name + FIRST]) for name in names}
+        apart[one.name] = estimates(pa.table(columns), names)
+    return apart
+
+
+def _scored(one: Reported) -> pa.Table:
+    """The scores of the rows with a picture, each beside the digest of its row's id."""
+    ids = one.recorded.ids[np.argsort(one.recorded.numbers)]
+    scores = one.table.select(one.scores).append_column("row", pa.array(ids))
+    return scores.filter(pc.equal(one.table["status"], OK))
+
+
+def table(told: Sequence[Measured], most: int | None = None) -> Table:
     """A line of texts for each output below one of titles: its scores, then its cost.
 
     Args:
@@ -97,24 +124,48 @@ def table(told: Sequence[Measured], most: int | None = None) -> list[list[str]]:
     return lines
 
 
-def markdown(told: Sequence[Measured], notes: Sequence[str]) -> str:
-    """The table as Markdown, and what is to be known of it."""
-    heads, *lines = ([cell.replace("|", "\\|") for cell in line] for line in table(told))
+def apart_table(told: Sequence[Measured], apart: Mapping[str, Mapping[str, Estimate]]) -> Table:
+    """The differences, likewise; empty if there is nothing to compare with."""
+    scores = [score for score in _main() if any(score.name in one for one in apart.values())]
+    if not scores:
+        return []
+    heads = [f"less {told[0].name}", *(f"{score.title}{ARROWS[score.better]}" for score in scores)]
+    lines = (
+        [name, *(_interval(one.get(s.name), "+") for s in scores)] for name, one in apart.items()
+    )
+    return [heads, *lines]
+
+
+def markdown(
+    told: Sequence[Measured],
+    apart: Mapping[str, Mapping[str, Estimate]],
+    notes: Sequence[str],
+) -> str:
+    """The tables as Markdown, and what is to be known of them."""
+    tables = [_markdown(lines) for lines in (table(told), apart_table(told, apart)) if lines]
+    return "\n\n".join([*tables, *notes]) + "\n"
+
+
+def _markdown(lines: Table) -> str:
+    heads, *lines = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     names = [f"`{line[0]}`" for line in lines]
     rules = ["---", *["---:"] * (len(heads) - 1)]
     cells = [heads, rules, *([n, *line[1:]] for n, line in zip(names, lines, strict=True))]
-    rows = [f"| {' | '.join(line)} |" for line in cells]
-    return "\n".join([*rows, *(f"\n{note}" for note in notes)]) + "\n"
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _main() -> list[Score]:
-    """The scores of the table: one of structure, and all that tell whether the text is followed."""
-    structure = next(score for score in SCORES if score.kind == STRUCTURE)
-    return [structure, *(s for s in SCORES if s.kind == TEXT and s.better in ARROWS)]
+    """The scores of the table: two of structure, and all that tell whether the text is followed."""
+    structure = [BY_NAME[name] for name in ("structure_distance", "edge_correlation")]
+    return [*structure, *(s for s in SCORES if s.kind == TEXT and s.better in ARROWS)]
 
 
-def _interval(found: Estimate | None) -> str:
-    return f"{found.mean:.3g} [{found.low:.3g}, {found.high:.3g}]" if found else NOTHING
+def _interval(found: Estimate | None, sign: str = "-") -> str:
+    """An estimate with three digits; `+` marks what is above 0, `-` only what is below."""
+    if not found:
+        return NOTHING
+    mean, low, high = (f"{value:{sign}.3g}" for value in (found.mean, found.low, found.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def _number(value: float | None) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 from pnp_batch import methods, record, results
 from pnp_batch.parameters import resolved
 from pnp_batch.report import trade
-from pnp_batch.report.comparison import markdown, measured, table
+from pnp_batch.report.comparison import differences, markdown, measured, table
 from pnp_batch.report.grid import write_grid
 from pnp_batch.report.reported import reported
 from pnp_batch.report.settings import settings
@@ -100,7 +100,7 @@ def test_the_table_can_be_pasted_into_a_page(tmp_path):
     made = [{**row, **scored(n)} for n, row in enumerate(rows(3))]
     plain = [{**row, "clip_similarity": None} for row in made]
     told = [*map(measured, compared(tmp_path, {"a": made, "b": plain}, ("pnp:a|b=1", "copy")))]
-    text = markdown(told, ["a note"])
+    text = markdown(told, {}, ["a note"])
     head, rule, first, second, *rest = text.splitlines()
     assert head == "| method | structure distance ↓ | CLIP ↑ | UNet evaluations | s |"
     assert rule == "| --- | ---: | ---: | ---: | ---: |"
@@ -108,6 +108,29 @@ def test_the_table_can_be_pasted_into_a_page(tmp_path):
     assert second.startswith("| `copy` | 0.01 [0, 0.02] | – |")
     assert rest == ["", "a note"]
     assert [line[:2] for line in table(told, 1)][1] == ["pnp:a|b=1", "0.01 [0, 0.02]"]
+
+
+def test_differences_are_of_the_same_rows_and_say_more_than_means(tmp_path):
+    made = [{**row, **scored(n)} for n, row in enumerate(rows(4))]
+    more = [{**row, "clip_similarity": row["clip_similarity"] + 0.05} for row in made]
+    more[0] |= {"error_type": "OutOfMemory", "clip_similarity": None, "structure_distance": None}
+    more[1]["structure_distance"] = None
+    outputs = compared(tmp_path, {"a": made, "b": more[::-1]}, ("copy", "more"))
+    apart = differences(outputs)
+    assert list(apart) == ["more"]
+    found = apart["more"]["clip_similarity"]
+    assert (found.low, found.mean, found.high) == pytest.approx((0.05, 0.05, 0.05))
+    assert apart["more"]["structure_distance"].mean == pytest.approx(0)
+    told = [measured(one) for one in outputs]
+    means = [one.scores["clip_similarity"] for one in told]
+    assert means[0].high > means[1].low  # the intervals of the means overlap
+    text = markdown(told, apart, ["a note"])
+    assert text.endswith(
+        "| less copy | structure distance ↓ | CLIP ↑ |\n"
+        "| --- | ---: | ---: |\n"
+        "| `more` | +0 [+0, +0] | +0.05 [+0.05, +0.05] |\n\na note\n"
+    )
+    assert differences(outputs[:1]) == {}
 
 
 def test_outputs_named_after_their_method_are_one_series_with_a_name_each(tmp_path):
