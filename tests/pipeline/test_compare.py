@@ -58,6 +58,8 @@ def test_each_variant_is_an_output_and_all_are_told_of_together(
     assert (made["rows"], made["done"], made["exit_code"]) == (2, 2, 0)
     assert made["scores"]["structure_distance"]["mean"] > 0
     assert copied["scores"]["structure_distance"]["mean"] == pytest.approx(0, abs=1e-9)
+    apart = body["differences"][made["name"]]  # of the copies, which have no distance at all
+    assert apart["structure_distance"] == pytest.approx(made["scores"]["structure_distance"])
     assert (made["unet_evaluations"], copied["unet_evaluations"]) == (2 + 1 + 4, 0)
     assert len(list((output / "latents").rglob("*.safetensors"))) == 2
     assert not (output / "pnp-pnp_f_t-0.5" / "latents").exists()
@@ -78,7 +80,8 @@ def test_each_variant_is_an_output_and_all_are_told_of_together(
     assert "(1 of 3)" not in captured.err  # nothing of the others was done again
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert captured.out.splitlines()[0].split() == [
-        *("method", "structure", "distance", "↓", "CLIP", "↑", "UNet", "evaluations", "s"),
+        *("method", "structure", "distance", "↓", "edge", "correlation", "↑", "CLIP", "↑"),
+        *("UNet", "evaluations", "s"),
     ]
     assert captured.out.count("look at ") == 5
 
