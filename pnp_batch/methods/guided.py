@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pnp_batch.diffusion.critic import Critic
 
 # Pixels of the pictures that are led at once, which limits what the pass backwards keeps: two of
-# 512 x 512, and the decoder of Stable Diffusion keeps some 5 GB for each.
+# 512 x 512. Counted in float32, the activations of Stable Diffusion's decoder are 5 GB for each.
 TOGETHER = 2**19
 
 
