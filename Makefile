@@ -72,7 +72,7 @@ $(AZURITE): | $(INSTALLED)
 
 # Tests with Ray and those of faults start many processes of their own, and want the machine for themselves.
 pytest: venv browser hosts ## the test suite: no network, no GPU
-	$(BIN)/pytest -n auto --dist loadfile -m 'not gpu and not long and not ray and not faults'
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not gpu and not long and not ray and not faults'
 	$(BIN)/pytest -m 'not gpu and not long and (ray or faults)'
 
 long: venv browser hosts azurite ## the tests of whole clusters, stores and jobs that take minutes

@@ -65,6 +65,12 @@ torch.set_num_threads(1)
 Place = Callable[[str], str]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: in the end, one of them would leave other cores idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """Run an S3 server process with one bucket; yields `uri(prefix)`, which names a place in it.

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Each kind of store, for tests that are of all; Azure's emulator comes from npm, by `make long`.
+STORES = ("s3", "gs", pytest.param("az", marks=pytest.mark.long))
 # The account of every Azure emulator, as its documentation has it.
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="

@@ -27,8 +27,7 @@ STORES = ("s3", "gs", "az")
 SECRET = "c2VjcmV0LW9mLXRlc3Rz"
 
 
-# Azure's emulator comes from npm, by `make long`.
-@pytest.fixture(params=["s3", "gs", pytest.param("az", marks=pytest.mark.long)])
+@pytest.fixture(params=emulators.STORES)
 def root(request, tmp_path):
     """An empty root in each store."""
     return Storage(request.getfixturevalue(request.param)(f"objects/{tmp_path.name}"), patience=5)

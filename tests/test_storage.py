@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from pnp_batch.storage import Storage, StorageUnavailable, absolute, is_local
+from tests import emulators
 from tests.torn import reading
 
 
-@pytest.fixture(params=["local", "s3", "gs", "az"])
+@pytest.fixture(params=["local", *emulators.STORES])
 def root(request, tmp_path):
     """An empty root, on this machine's disk and in every kind of object store."""
     if request.param == "local":
