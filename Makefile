@@ -16,13 +16,14 @@ help: ## list the targets
 venv: $(INSTALLED) ## create .venv with everything pinned (at once when nothing changed)
 
 # The build backend comes first and the build is not isolated, so that the pins hold for it as well.
+# What is imported is compiled then: most of what is installed never is, and to compile it takes a minute.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: $(PYTHON) is older than Python 3.11" >&2; \
 	  echo "hint: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt hatchling
-	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(PIP) install --quiet -c constraints.txt --no-compile --no-build-isolation -e '.[dev]'
 	@touch $@
 
 demo: venv ## translate the embedded sample manifest with the embedded model

@@ -62,7 +62,7 @@ def test_a_whole_run_is_measured_in_a_process_of_its_own(model, capsys):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_pipeline_is_measured_without_a_model(model, capsys):
     flags = ["--model", model, "--method", "copy", "--repeats", "1", "--prompts", "20"]
     said = told(capsys, *flags, "--run", "600")
