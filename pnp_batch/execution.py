@@ -122,8 +122,8 @@ class Execution:
         """What a user would say that is going on."""
         if self._stopping:
             return "finishing what is in flight"
-        recorded = self.counts[results.OK] + self.counts[results.ERROR]
-        return self._graph.doing if recorded else "loading the model"
+        begun = self.seen.in_flight or self.counts[results.OK] + self.counts[results.ERROR]
+        return self._graph.doing if begun else "loading the model"
 
     def watch(self) -> Iterator[None]:
         """Yields after each look at the graph until it has ended, then settles the state."""
