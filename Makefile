@@ -16,7 +16,7 @@ help: ## list the targets
 venv: $(INSTALLED) ## create .venv with everything pinned (at once when nothing changed)
 
 # The build backend comes first and the build is not isolated, so that the pins hold for it as well.
-# What is imported is compiled then: most of what is installed never is, and to compile it takes a minute.
+# pip would compile it all on one core. Some packages bring files that are no Python of this version.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: $(PYTHON) is older than Python 3.11" >&2; \
@@ -24,6 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt hatchling
 	$(PIP) install --quiet -c constraints.txt --no-compile --no-build-isolation -e '.[dev]'
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > $(VENV)/compiled.log 2>&1 || true
 	@touch $@
 
 demo: venv ## translate the embedded sample manifest with the embedded model
