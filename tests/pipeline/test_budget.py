@@ -28,3 +28,8 @@ def test_a_run_ends_in_order_once_its_budget_is_spent(jobs: Jobs) -> None:
     with pytest.raises(pipeline.Interrupted, match="hours of workers are spent") as refused:
         jobs.run(manifest, steps=50, batch_size=1, budget_hours=budget)
     assert "--budget-hours" in refused.value.hint
+    again = jobs.run(manifest, steps=50, batch_size=1, limit=ended.summary.done + 1)
+    assert again.exit_code == 0
+    after = record.read(Storage(ended.output))
+    assert after is not None
+    assert after.worker_seconds > there.worker_seconds  # what was spent before still counts

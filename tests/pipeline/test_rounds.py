@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from pnp_batch import compaction, execution, pipeline, results, translation
 from pnp_batch.storage import Storage
 from tests.pipeline.conftest import Jobs, rows_of
-
-if TYPE_CHECKING:
-    import pytest
 
 
 @pytest.mark.long
