@@ -186,7 +186,7 @@ def _reported(config: RunConfig, ended: Sequence[Ended]) -> Comparison:
     code = max((one.exit_code for one in ended), key=WORST.index)
     outputs = reported([one.output for one in there], SHOWN, [one.name for one in there])
     told = tuple(map(measured, outputs))
-    apart = differences(outputs) if outputs else {}
+    apart = differences(outputs)
     files = _files(config, outputs) if outputs else {}
     found = Comparison(config.output, code, tuple(ended), told, apart, files)
     if outputs:

@@ -11,8 +11,9 @@ import click
 from pnp_batch.cli.evaluate import evaluated, lines
 from pnp_batch.cli.last_words import last_words
 from pnp_batch.cli.options import answer, common, configured, failures, job
+from pnp_batch.cli.submit import handed_over
 from pnp_batch.clock import duration
-from pnp_batch.config import RunConfig
+from pnp_batch.config import RunConfig, with_values
 from pnp_batch.errors import EXIT_INTERRUPTED, EXIT_TOO_MANY_FAILED
 from pnp_batch.process import elsewhere, reachable
 
@@ -38,8 +39,6 @@ def run(as_json: bool, **given: Any) -> int:
 def retry(output: str, address: str | None, as_json: bool) -> int:
     """Run the failed rows of the output at URI again, with the same job."""
     from pnp_batch import record
-    from pnp_batch.cli.submit import handed_over
-    from pnp_batch.config import with_values
 
     there = record.of_run(output).as_config(output)
     if address:

@@ -56,10 +56,14 @@ def goal(
         image: the guidance images, (B, 3, H, W).
         prompts, sources: texts of the B rows.
     """
-    told = torch.tensor([[float(bool(text))] for text in sources], device=image.device)
-    away = SOURCE_TEXT * told * critic.texts(sources)
+    away = SOURCE_TEXT * marked(sources, image)[:, None] * critic.texts(sources)
     found: torch.Tensor = critic.texts(prompts) - away + GUIDANCE_IMAGE * critic.images(image)
     return found
+
+
+def marked(texts: Sequence[str], like: torch.Tensor) -> torch.Tensor:
+    """1 for each of B texts that is not empty, else 0, (B,); of the device and type of `like`."""
+    return like.new_tensor([float(bool(text)) for text in texts])
 
 
 def spherical(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

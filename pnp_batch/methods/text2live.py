@@ -103,14 +103,16 @@ class _Losses:
     def __init__(self, scene: Scene, images: torch.Tensor) -> None:
         import torch
 
+        from pnp_batch.diffusion.losses import marked
+
         critic, sources = scene.critic, scene.source_prompts
         self._scene, self._images = scene, images
         self._texts = critic.texts(scene.prompts)[:, None]
         self._screened = critic.texts([SCREEN.format(prompt) for prompt in scene.prompts])[:, None]
         self._sources = critic.texts(sources)[:, None]
-        self._has_source = _marked(sources, images)
+        self._has_source = marked(sources, images)
         subjects = [row.parameters.get("subject") or row.source_prompt for row in scene.rows]
-        self._has_map = _marked(subjects, images)
+        self._has_map = marked(subjects, images)
         with torch.no_grad():
             self._keys = critic.keys(images)
         self._maps = _maps(critic, images, subjects)
@@ -142,11 +144,6 @@ class _Losses:
             + BOOTSTRAP * left * self._has_map * (opacity - self._maps).square().mean((1, 2, 3))
         )
         return loss
-
-
-def _marked(texts: Sequence[str], images: torch.Tensor) -> torch.Tensor:
-    """1 for each text that is not empty, (B,)."""
-    return images.new_tensor([float(bool(text)) for text in texts])
 
 
 def _maps(critic: Critic, images: torch.Tensor, subjects: Sequence[str]) -> torch.Tensor:

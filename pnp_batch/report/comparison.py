@@ -88,10 +88,10 @@ def differences(outputs: Sequence[Reported]) -> dict[str, dict[str, Estimate]]:
     Means with 95 % intervals, by output and score. What a row brings with it, such as a picture
     that is hard to translate, falls out of these, so that they tell more than means side by side.
     """
-    first, *others = map(_scored, outputs)
-    apart = {}
-    for one, scored in zip(outputs[1:], others, strict=True):
-        both = scored.join(first, "row", join_type="inner", right_suffix=FIRST)
+    scored = map(_scored, outputs)
+    first, apart = next(scored, None), {}
+    for one, own in zip(outputs[1:], scored, strict=True):
+        both = own.join(first, "row", join_type="inner", right_suffix=FIRST)
         names = [name for name in one.scores if name + FIRST in both.column_names]
         columns = {name: pc.subtract(both[name], both[name + FIRST]) for name in names}
         apart[one.name] = estimates(pa.table(columns), names)
