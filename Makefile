@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TYPED := pnp_batch $(wildcard jobs/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types browser hosts azurite pytest long cluster soak wheel check-wheel format clean
+.PHONY: help venv demo test lint types browser hosts azurite prometheus pytest long cluster soak wheel check-wheel format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,7 +77,10 @@ pytest: venv browser hosts ## the test suite: no network, no GPU
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not gpu and not long and not ray and not faults'
 	$(BIN)/pytest -m 'not gpu and not long and (ray or faults)'
 
-long: venv browser hosts azurite ## the tests of whole clusters, stores and jobs that take minutes
+prometheus: ## make Prometheus, whose tool tries the alerts, available to the tests
+	$(call debian,promtool,prometheus,which reads what a cluster counts)
+
+long: venv browser hosts azurite prometheus ## the tests of whole clusters, stores and jobs that take minutes
 	$(BIN)/pytest -m long
 
 cluster: venv ## bring up object store, Ray head and two workers here, and run the sample job on them

@@ -7,6 +7,7 @@ dies, it begins anew.
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections import Counter
@@ -42,11 +43,13 @@ class Blocks(Protocol):
 
 @dataclass(frozen=True)
 class Seen:
-    """What Control knows: counts since it was `born`, and what is in flight, the oldest first."""
+    """What Control knows: counts since it was `born`, what is in flight, the oldest first, and how
+    many workers there are."""
 
     born: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     in_flight: tuple[str, ...] = ()
+    workers: int = 0
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -84,7 +87,8 @@ class Control:
         self._heard = {worker: at for worker, at in self._heard.items() if at > since}
         if self._metrics:
             self._metrics.show(len(self._heard))
-        return Seen(self._born, dict(self._counts), tuple(self._attempts.unended))
+        in_flight = tuple(self._attempts.unended)
+        return Seen(self._born, dict(self._counts), in_flight, len(self._heard))
 
     def stop(self) -> None:
         """Asks the stages to finish what is in flight and to begin nothing new."""
@@ -121,3 +125,17 @@ def start(blocks: Blocks, metrics: tuple[str, int] | None = None) -> Any:  # noq
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Control.options(scheduling_strategy=here).remote(blocks, metrics)  # type: ignore[attr-defined]
+
+
+def beat(control: Any) -> None:  # noqa: ANN401 - an actor handle
+    """Tells Control from now on, for as long as this process lives, that it does."""
+
+    def beating() -> None:
+        worker, heard = uuid.uuid4().hex, time.monotonic()
+        while True:
+            now = time.monotonic()
+            control.beat.remote(worker, round(1000 * (now - heard)))
+            heard = now
+            time.sleep(BEAT_SECONDS)
+
+    threading.Thread(target=beating, daemon=True).start()

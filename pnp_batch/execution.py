@@ -82,6 +82,7 @@ class Execution:
         self.error: JobError | None = None
         self.state = record.RUNNING
         self._before: Counter[str] = Counter()
+        self._begun = False
         self._recorded_at = time.monotonic()
         self._stopping = ""
         self._stopped_at = 0.0
@@ -122,8 +123,9 @@ class Execution:
         """What a user would say that is going on."""
         if self._stopping:
             return "finishing what is in flight"
-        begun = self.seen.in_flight or self.counts[results.OK] + self.counts[results.ERROR]
-        return self._graph.doing if begun else "loading the model"
+        if self._begun:
+            return self._graph.doing
+        return "loading the model" if self.seen.workers else "waiting for workers"
 
     def watch(self) -> Iterator[None]:
         """Yields after each look at the graph until it has ended, then settles the state."""
@@ -147,9 +149,14 @@ class Execution:
         seen: Seen = ray.get(self._control.seen.remote())
         if seen.born != self.seen.born:
             self._before = self.counts
-        if dict(seen.counts) != dict(self.seen.counts):
+        before, self.seen = self._ended, seen
+        if self._ended != before:
             self._recorded_at = time.monotonic()
-        self.seen = seen
+        self._begun |= bool(seen.in_flight or self._ended)
+
+    @property
+    def _ended(self) -> int:
+        return self.counts[results.OK] + self.counts[results.ERROR]
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals += 1  # the watching loop acts on it: a signal handler must not talk to Ray

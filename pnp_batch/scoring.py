@@ -128,7 +128,7 @@ class Evaluation:
         """Scores the blocks that `data` numbers, so many."""
         data = loading(data, self._work.reading, control).map_batches(
             Score,
-            fn_constructor_kwargs={"work": self._work},
+            fn_constructor_kwargs={"work": self._work, "control": control},
             batch_format="pyarrow",
             batch_size=1,
             compute=ActorPoolStrategy(

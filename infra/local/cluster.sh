@@ -64,8 +64,12 @@ start head "${ray[@]}" --head --num-cpus 0 --node-ip-address 127.0.0.1 --port "$
   --dashboard-port "$DASHBOARD_PORT" --dashboard-agent-listen-port $((DASHBOARD_PORT + 1)) --temp-dir "$there/ray"
 until_true "Ray head" ray status --address "127.0.0.1:$RAY_PORT"
 for host in 2 3; do
-  start "worker-$host" "${ray[@]}" --num-cpus 3 --node-ip-address "127.0.0.$host" \
+  # Ray gives a node up after 30 seconds, which are too few on a busy machine.
+  start "worker-$host" bash -c 'until "$@"; do sleep 1; done' bash "${ray[@]}" --num-cpus 3 --node-ip-address "127.0.0.$host" \
     --dashboard-agent-listen-port $((DASHBOARD_PORT + host)) --address "127.0.0.1:$RAY_PORT"
+done
+for host in 2 3; do
+  until_true "worker $host" grep "Ray runtime started" "$there/worker-$host.log"
 done
 dashboard=http://127.0.0.1:$DASHBOARD_PORT
 until_true "dashboard" pnp-batch jobs list --address "$dashboard"

@@ -19,6 +19,7 @@ from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
 
 from pnp_batch import results, source
+from pnp_batch.control import beat
 from pnp_batch.scores import REASON, SCORED_WITH
 from pnp_batch.stages.work import PARTS, Reading, unpacked
 from pnp_batch.storage import Storage
@@ -61,8 +62,9 @@ class Guidance(NamedTuple):
 class Score:
     """An actor that scores the rows of a block; each becomes a newer record of itself."""
 
-    def __init__(self, work: Scoring) -> None:
+    def __init__(self, work: Scoring, control: Any) -> None:  # noqa: ANN401 - an actor handle
         self._work = work
+        beat(control)
 
     @cached_property
     def _judge(self) -> Judge:

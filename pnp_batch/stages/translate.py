@@ -6,7 +6,6 @@ import json
 import os
 import threading
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from PIL import Image
 from pnp_batch import methods, results, sink, source
 from pnp_batch.attempts import ATTEMPTS, Verdict
 from pnp_batch.batches import PLACE, Place
-from pnp_batch.control import BEAT_SECONDS
+from pnp_batch.control import beat
 from pnp_batch.errors import ModelError, RowTimeout
 from pnp_batch.latents import LatentCache
 from pnp_batch.parameters import OWN_COLUMNS, as_json
@@ -58,7 +57,7 @@ class Translate:
         self._unet_ms = 0  # as far as it is counted
         self._running: list[str] = []
         self._watchdog: threading.Timer | None = None
-        threading.Thread(target=_beat, args=(control,), daemon=True).start()
+        beat(control)
         self._idle_since = time.monotonic()
         if preload:  # while the first images are read
             _ = self._engine
@@ -269,16 +268,6 @@ class Translate:
         both = zip(table["shared"].to_pylist(), table["own"].to_pylist(), strict=True)
         columns["parameters"] = [_told(*texts) for texts in both]
         return columns
-
-
-def _beat(control: Any) -> None:  # noqa: ANN401 - an actor handle
-    """Tells Control again and again, for as long as this process lives, that it does."""
-    worker, heard = uuid.uuid4().hex, time.monotonic()
-    while True:
-        now = time.monotonic()
-        control.beat.remote(worker, round(1000 * (now - heard)))
-        heard = now
-        time.sleep(BEAT_SECONDS)
 
 
 def _shown(outcome: Outcome) -> bytes | None:

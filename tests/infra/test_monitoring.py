@@ -1,15 +1,19 @@
-"""infra/monitoring/: every query parses and asks for what workers really count."""
+"""infra/monitoring/: every query parses and asks for what workers really count.
+
+What Prometheus answers to them while a job runs: tests/cluster/test_prometheus.py.
+"""
 
 from __future__ import annotations
 
-import json
 import re
+import subprocess
 from itertools import combinations
 
 import promql_parser as promql
 import pytest
 
 from pnp_batch.metrics import NAMES
+from tests.infra.monitoring import ALERTS_TEST, DASHBOARD, PANELS, RULES, SHOWN, filled
 from tests.infra.places import INFRA, ROOT, documents
 
 METRICS = {f"ray_{name}" for name in NAMES}
@@ -17,26 +21,13 @@ OWN_LABELS = {
     "ray_pnp_batch_rows_failed_total": {"kind"},
     "ray_pnp_batch_inversions_total": {"origin"},
 }
-(ALERTS,) = documents("monitoring/alerts.yaml")
-RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
-DASHBOARD = json.loads((INFRA / "monitoring/dashboard.json").read_text())
-PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"]}
-QUERIES = {
-    **{rule["alert"]: rule["expr"] for rule in RULES},
-    **{
-        f"{title} {target['refId']}": target["expr"]
-        for title, panel in PANELS.items()
-        for target in panel["targets"]
-    },
-}
+QUERIES = {**{rule["alert"]: rule["expr"] for rule in RULES}, **SHOWN}
 PAGE = (ROOT / "docs/cluster.md").read_text()
 
 
 def parsed(query):
     """A query's tree, Grafana's variables filled in."""
-    for variable, value in (("$__range", "6h"), ("$__rate_interval", "1m"), ("$output", ".*")):
-        query = query.replace(variable, value)
-    return promql.parse(query)
+    return promql.parse(filled(query))
 
 
 def asked(query):
@@ -105,6 +96,12 @@ def test_prometheus_reads_rays_list_of_nodes_and_the_alerts():
     (files,) = job["file_sd_configs"]
     assert files["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]
     assert [(INFRA / "monitoring" / name).exists() for name in config["rule_files"]] == [True]
+
+
+@pytest.mark.long
+def test_alerts_fire_on_what_they_are_for():
+    ran = subprocess.run(["promtool", "test", "rules", ALERTS_TEST], check=False)
+    assert ran.returncode == 0
 
 
 def test_panels_can_be_read():
