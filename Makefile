@@ -15,8 +15,11 @@ help: ## list the targets
 
 venv: $(INSTALLED) ## create .venv with everything pinned (at once when nothing changed)
 
+# Each of Ray's workers would else compile anew what it imports.
+export PYTHONDONTWRITEBYTECODE :=
+
 # The build backend comes first and the build is not isolated, so that the pins hold for it as well.
-# pip would compile it all on one core. Some packages bring files that are no Python of this version.
+# pip would compile it all, of which a worker imports a fifth.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: $(PYTHON) is older than Python 3.11" >&2; \
@@ -24,7 +27,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt hatchling
 	$(PIP) install --quiet -c constraints.txt --no-compile --no-build-isolation -e '.[dev]'
-	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > $(VENV)/compiled.log 2>&1 || true
+	@$(BIN)/python -c 'from diffusers import AutoencoderKL, UNet2DConditionModel; \
+	  from transformers import AutoTokenizer, CLIPTextModel; import pnp_batch.engine, pnp_batch.stages' 2> /dev/null
 	@touch $@
 
 demo: venv ## translate the embedded sample manifest with the embedded model

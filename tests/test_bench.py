@@ -46,7 +46,7 @@ def test_rates_belong_to_the_work_that_the_plan_counts(model, tmp_path, capsys):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_run_is_measured_in_a_process_of_its_own(model, capsys):
     flags = ["--model", model, "--steps", "1", "--batch-size", "4", "--repeats", "1"]
     found = json.loads(told(capsys, *flags, "--run", "24", "--json"))["run"]

@@ -60,11 +60,15 @@ class Guidance(NamedTuple):
 
 
 class Score:
-    """An actor that scores the rows of a block; each becomes a newer record of itself."""
+    """An actor that scores the rows of a block; each becomes a newer record of itself.
 
-    def __init__(self, work: Scoring, control: Any) -> None:  # noqa: ANN401 - an actor handle
+    It tells `control`, if any is given, that it is there.
+    """
+
+    def __init__(self, work: Scoring, control: Any = None) -> None:  # noqa: ANN401 - an actor handle
         self._work = work
-        beat(control)
+        if control is not None:
+            beat(control)
 
     @cached_property
     def _judge(self) -> Judge:

@@ -66,12 +66,8 @@ def test_a_cpu_keeps_its_format_unless_asked(model, memory_format):
 
 # The published layers, and where features lie in blocks that are compiled. Each takes a minute,
 # with programs without vectors, for which the C++ compiler needs half the time.
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "layers",
-    [((7, 8), (4, 5)), pytest.param((), marks=pytest.mark.long)],
-    ids=["deep", "published"],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("layers", [((7, 8), (4, 5)), ()], ids=["deep", "published"])
 def test_compiled_blocks_give_the_same_translation_with_injection(model, layers, monkeypatch):
     monkeypatch.setattr(inductor.cpp, "simdlen", 1)
     expected = translated(model, *layers)

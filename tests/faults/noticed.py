@@ -62,7 +62,7 @@ CHECKS = (
     Check("no_drain", "signals:once"),
     Check("no_attempts", "killer_rows:once"),
     Check("environment_recorded", "strangers:once"),
-    Check("pixels_in_driver", "many_rows:once", cheap=True),
+    Check("pixels_in_driver", "many_rows:once"),
 )
 
 

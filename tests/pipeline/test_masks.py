@@ -6,6 +6,7 @@ import io
 import tarfile
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pnp_batch import gc
@@ -66,6 +67,7 @@ def test_masks_lie_beside_images_whatever_happens_to_the_run(jobs: Jobs) -> None
     assert masks(output) == before
 
 
+@pytest.mark.long
 def test_a_shard_holds_the_masks_too(jobs: Jobs) -> None:
     for seed, name in enumerate("ab"):
         jobs.picture(f"{name}.png", seed)

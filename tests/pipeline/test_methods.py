@@ -46,10 +46,3 @@ def test_sdedit_rows_have_their_own_strength_and_leave_no_latents(jobs: Jobs) ->
         made = reference.sdedit(model.unet, x0, noise, strength, edit, schedule)
         expected = np.asarray(model.decode(made[0])).astype(int)
         assert np.abs(pixels(result.output, rows[name]) - expected).max() <= 1
-
-
-def test_strength_is_recorded_only_for_the_method_that_it_shapes(jobs: Jobs) -> None:
-    jobs.picture("a.png", 1)
-    manifest = jobs.manifest([{"row_id": "a", "image": "a.png", "prompt": "x", "strength": 0.3}])
-    row = rows_of(jobs.run(manifest).output)["a"]
-    assert (row["strength"], row["pnp_f_t"], row["inversion_steps"]) == (None, 0.8, 4)

@@ -40,7 +40,7 @@ def test_a_job_in_a_store_is_interrupted_resumed_and_reported(
     config = jobs.config(f"{place.uri}/in/m.jsonl", output, **more)
 
     def interrupt(progress: Progress) -> None:
-        if progress.phase == "loading the model":
+        if progress.phase == "waiting for workers":
             os.kill(os.getpid(), signal.SIGINT)
 
     assert pipeline.run(config, interrupt).state == "interrupted"
