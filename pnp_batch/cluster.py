@@ -23,6 +23,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 # Ray's C++ layer reports as errors what its own retries mend; what matters arrives as exceptions.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# Ray Data asks an autoscaler for nodes only while more than this share of the CPUs is taken: one
+# actor on a node of three or more would never get company. A run says itself how many it may have.
+os.environ.setdefault("RAY_DATA_DEFAULT_CLUSTER_SCALING_UP_CPU_UTIL_THRESHOLD", "0")
 # Threads that spin while they wait cost actors on a busy machine most of their time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
