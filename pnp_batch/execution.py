@@ -147,10 +147,11 @@ class Execution:
 
     def _look(self) -> None:
         seen: Seen = ray.get(self._control.seen.remote())
+        ended = self._ended
         if seen.born != self.seen.born:
             self._before = self.counts
-        before, self.seen = self._ended, seen
-        if self._ended != before:
+        self.seen = seen
+        if self._ended != ended:
             self._recorded_at = time.monotonic()
         self._begun |= bool(seen.in_flight or self._ended)
 

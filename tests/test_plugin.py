@@ -144,6 +144,7 @@ def test_it_is_counted_and_a_wrong_value_is_refused_by_name(call, place):
 
 
 @pytest.mark.ray
+@pytest.mark.long  # in short, plug-ins run there in tests/faults
 def test_it_runs_on_ray_and_its_parameters_are_recorded(call, place):
     ran = call("run", *JOB, "--output", "out", "--workers", "1", "--json")
     assert json.loads(ran.stdout)["done"] == 2, ran.stderr

@@ -65,7 +65,8 @@ start head "${ray[@]}" --head --num-cpus 0 --node-ip-address 127.0.0.1 --port "$
 until_true "Ray head" ray status --address "127.0.0.1:$RAY_PORT"
 for host in 2 3; do
   # Ray gives a node up after 30 seconds, which are too few on a busy machine.
-  start "worker-$host" bash -c 'until "$@"; do sleep 1; done' bash "${ray[@]}" --num-cpus 3 --node-ip-address "127.0.0.$host" \
+  start "worker-$host" bash -c 'until "$@"; do sleep 1; done' \
+    bash "${ray[@]}" --num-cpus 3 --node-ip-address "127.0.0.$host" \
     --dashboard-agent-listen-port $((DASHBOARD_PORT + host)) --address "127.0.0.1:$RAY_PORT"
 done
 for host in 2 3; do
