@@ -28,7 +28,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) install --quiet -c constraints.txt hatchling
 	$(PIP) install --quiet -c constraints.txt --no-compile --no-build-isolation -e '.[dev]'
 	@$(BIN)/python -c 'from diffusers import AutoencoderKL, UNet2DConditionModel; \
-	  from transformers import AutoTokenizer, CLIPTextModel; import pnp_batch.engine, pnp_batch.stages' 2> /dev/null
+	  from transformers import AutoTokenizer, CLIPTextModel; import pnp_batch.engine, pnp_batch.stages' \
+	  > $(VENV)/imported.log 2>&1 || { cat $(VENV)/imported.log >&2; exit 1; }
 	@touch $@
 
 demo: venv ## translate the embedded sample manifest with the embedded model

@@ -139,8 +139,7 @@ def test_one_inversion_serves_all_prompts_and_a_second_job_unless_it_is_damaged(
     assert (told.inverted, told.cached, told.damaged) == (1, 1, 1)
     assert entry.read_bytes() == sound
 
-    turned = jobs.manifest(other[::-1], "turned.jsonl")
-    alone = jobs.run(turned, str(jobs.folder / "three"), cache="none")
+    alone = jobs.run(jobs.manifest(other, "other.jsonl"), str(jobs.folder / "three"), cache="none")
     assert (alone.progress.inverted, alone.progress.cached) == (2, 0)
     assert not list(jobs.folder.rglob("none")) + Storage(alone.output).files("latents")
     pictures = [{n: row["sha256"] for n, row in rows_of(r.output).items()} for r in (second, alone)]
@@ -302,6 +301,9 @@ def test_images_tell_how_they_were_made_and_the_choice_is_part_of_the_output(job
     for path in (jobs.folder / "out" / "images").rglob("*.png"):
         assert str(jobs.folder).encode() not in path.read_bytes()
 
+    turned = jobs.manifest(asked[::-1], "turned.jsonl")
+    again = rows_of(jobs.run(turned, str(jobs.folder / "two")).output)
+    assert {n: r["sha256"] for n, r in again.items()} == {n: r["sha256"] for n, r in rows.items()}
     with pytest.raises(OutputMismatch, match="provenance: True there, False now"):
         jobs.run(manifest, provenance=False)
 
